@@ -1,0 +1,38 @@
+# Two commands are all there is to know: `make demo` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-slow lint docs bench clean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/.demo  ## Train a weight-decay sweep on real images and watch its ranks
+	$(BIN)/python -m examples.mnist_weight_decay
+
+test: .venv/.dev lint  ## Lint, check types, run the tests
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/.dev  ## The tests that take more than half a minute
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/.dev  ## Write the generated pages of docs/ anew
+	$(BIN)/python docs/generate_measures.py
+
+bench: .venv/.bench  ## Print the benchmarks' tables
+	$(BIN)/python -m benchmarks.spectra
+
+clean:
+	rm -rf .venv runs
+
+# One stamp a set of extras; constraints.txt pins what is tested.
+.venv/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/pretrained.txt)
+	touch $@

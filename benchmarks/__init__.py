@@ -1,0 +1,1 @@
+"""What the package costs, next to its peers: each module prints its own tables."""

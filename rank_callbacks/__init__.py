@@ -1,0 +1,29 @@
+"""Watch the rank of weights, gradients and features while a network trains."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rank_callbacks.callbacks.schedule import log_spaced
+    from rank_callbacks.callbacks.weight_rank import WeightRankMonitor
+
+__version__ = "0.1.0"
+__all__ = ["WeightRankMonitor", "log_spaced"]
+
+# Loaded on first use: TensorBoard imports the package to find its plugins, and must not wait for torch.
+_HOMES = {
+    "WeightRankMonitor": "rank_callbacks.callbacks.weight_rank",
+    "log_spaced": "rank_callbacks.callbacks.schedule",
+}
+
+
+def __getattr__(name: str) -> Any:  # ruff: ignore[any-type]
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

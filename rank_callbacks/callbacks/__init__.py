@@ -1,0 +1,6 @@
+"""Monitors: Lightning callbacks that measure ranks while a network trains."""
+
+from rank_callbacks.callbacks.schedule import Schedule, every, log_spaced
+from rank_callbacks.callbacks.weight_rank import WeightRankMonitor
+
+__all__ = ["Schedule", "WeightRankMonitor", "every", "log_spaced"]

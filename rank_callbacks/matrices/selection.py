@@ -1,0 +1,56 @@
+"""Which layers a user means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias, TypeVar
+
+__all__ = ["Layers", "select"]
+
+Layers: TypeAlias = "str | Sequence[str] | Callable[[str], bool] | None"
+_T = TypeVar("_T")
+
+
+def select(matrices: Mapping[str, _T], layers: Layers, not_viewable: Mapping[str, str] | None = None) -> dict[str, _T]:
+    """Those of ``matrices`` whose names ``layers`` means.
+
+    Args:
+        matrices: Anything by the name of a matrix.
+        layers: None for all; a pattern or several, in which ``*`` stands for anything and ``encoder`` also means all that
+            is inside ``encoder``; or a function of the name that says whether to take it.
+        not_viewable: What is left out because it is not known to be a matrix, with the reason, for the error message.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or nothing is selected.
+
+    Example:
+        >>> select({"encoder.0.weight": 1, "encoder.2.weight": 2, "head.weight": 3}, "encoder")
+        {'encoder.0.weight': 1, 'encoder.2.weight': 2}
+    """
+    left_out = not_viewable or {}
+    if layers is None or callable(layers):
+        chosen = {name: matrix for name, matrix in matrices.items() if layers is None or layers(name)}
+        if not chosen:
+            what = "a model with at least one weight matrix" if layers is None else "layers to accept the name of a matrix"
+            raise ValueError(f"Expected {what}, got none. {_choices(matrices, left_out)}")
+        return chosen
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not any(_means(pattern, name) for name in matrices):
+            raise ValueError(
+                f"Expected {pattern!r} in layers to match a matrix, but it does not. {_choices(matrices, left_out)}"
+            )
+    if not patterns:
+        raise ValueError(f"Expected at least one pattern in layers, got none. {_choices(matrices, left_out)}")
+    return {name: matrix for name, matrix in matrices.items() if any(_means(pattern, name) for pattern in patterns)}
+
+
+def _means(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _choices(names: Iterable[str], left_out: Mapping[str, str]) -> str:
+    choices = ", ".join(names) or "nothing"
+    reasons = "".join(f" {name} is left out: {reason}." for name, reason in left_out.items())
+    return f"Choose from {choices}.{reasons}"

@@ -1,0 +1,26 @@
+"""A report to Weights & Biases: one row, however many values it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rank_callbacks.tags import Tag
+
+__all__ = ["write_to_wandb"]
+
+
+def write_to_wandb(
+    logger: Any,  # ruff: ignore[any-type] - WandbLogger of either Lightning package
+    step: int,
+    scalars: Mapping[Tag, float],
+    spectra: Mapping[Tag, NDArray[np.float32]],
+) -> None:
+    """Write scalars, and each spectrum as a histogram of its singular values; a spectrum with a NaN has none."""
+    import wandb
+
+    histograms = {str(tag): wandb.Histogram(values.tolist()) for tag, values in spectra.items() if np.isfinite(values).all()}
+    logger.log_metrics({str(tag): value for tag, value in scalars.items()} | histograms, step=step)

@@ -1,0 +1,44 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rank_callbacks.catalog import MEASURES
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def spectra() -> str:
+    command = [sys.executable, "-m", "benchmarks.spectra", "--quick", "--models", "mlp", "resnet18", "transformer"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def table(output: str, title: str) -> dict[str, list[str]]:
+    """The cells of a table by the names of its rows; two spaces or more separate them."""
+    lines = output.partition(title)[2].partition("\n\n")[0].splitlines()[1:]
+    rows = [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
+    return {name: cells for name, *cells in rows}
+
+
+def test_single_matrices_are_timed_by_every_candidate(spectra: str) -> None:
+    rows = table(spectra, "Single matrices")
+    assert {"128x128", "96x384", "64x576", "8x27", "192x48"} <= rows.keys()
+    assert all(len(cells) == 7 for cells in rows.values())
+
+
+def test_whole_models_are_timed_with_all_their_matrices(spectra: str) -> None:
+    rows = table(spectra, "Whole models")
+    counts = {name: rows[f"{name}, ours"][-1] for name in ("mlp", "resnet18", "transformer")}
+    assert counts == {"mlp": "5", "resnet18": "21", "transformer": "27"}
+
+
+def test_every_measure_of_the_catalogue_has_its_errors(spectra: str) -> None:
+    rows = table(spectra, "Accuracy")
+    assert len(rows) == len(MEASURES)
+    assert all(float(cell) < 1e-5 for cell in rows["frobenius_norm"])
+
+
+def test_bars_are_not_judged_by_a_quick_run(spectra: str) -> None:
+    assert table(spectra, "Bars")["768x3072"] == ["5.0", "-"]
