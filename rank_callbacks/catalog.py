@@ -106,6 +106,19 @@ MEASURES: dict[str, Measure] = {
             default=0.99,
         ),
         Measure(
+            name="energy_at_rank",
+            title="Share of the squared Frobenius norm that the k largest singular values hold.",
+            formula="Σ_{i≤k} s_i² / Σ s_i²",
+            bounds="[0, 1]",
+            at_zero="0",
+            how_to_read="What a projection to rank k keeps: near 1, GaLore or PowerSGD of that rank loses little.",
+            source=(
+                "GaLore: memory-efficient LLM training by gradient low-rank projection (Zhao et al., 2024), "
+                "https://arxiv.org/abs/2403.03507"
+            ),
+            parameter="k",
+        ),
+        Measure(
             name="nuclear_rank",
             title="Nuclear norm over spectral norm.",
             formula="Σ s_i / s_1",

@@ -1,4 +1,4 @@
-"""The base class of the monitors: a callback for both ``pytorch_lightning`` and ``lightning.pytorch``."""
+"""What ties the monitors to Lightning: a base class for both of its packages, and its axis of steps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-__all__ = ["Callback"]
+__all__ = ["Callback", "step_axis"]
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback, Trainer
 else:
     # Each package has a class of its own, and their command lines accept nothing but subclasses of it.
     _homes = ["pytorch_lightning"] + (["lightning.pytorch"] if find_spec("lightning") else [])
     Callback = type("Callback", tuple(import_module(home).Callback for home in _homes), {"__module__": __name__})
+
+
+def step_axis(trainer: Trainer) -> int:
+    """Batches after which the optimizer has stepped: the axis on which Lightning logs training metrics."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rank_callbacks import functional
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.tags import Tag
 
-__all__ = ["SUMMARIES", "Spectrum", "readings"]
+__all__ = ["SUMMARIES", "Spectrum", "measured", "shows_layers", "spectra_by_tag", "tagged", "warn_of_nan"]
 
 SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean_over_layers": torch.mean,
     "min_over_layers": torch.amin,
     "max_over_layers": torch.amax,
 }
+# Beyond it a chart a layer and measure buries the charts that matter.
+_MOST_LAYERS_SHOWN = 50
 # Elsewhere the function has the measure's name.
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "distance_to_rank": partial(functional.distance_to_rank, relative=False),
@@ -35,40 +40,76 @@ class Spectrum(NamedTuple):
         singular_values: Shape ``(r,)``, descending.
         shape: Shape of the matrix, ``(m, n)`` or ``(blocks, m, n)``.
         noise: Spectral norm of the rounding noise in it, in its own unit.
+        rtol: Tolerance of a ``numerical_rank`` that does not say its own; the catalogue's if None.
     """
 
     singular_values: Tensor
     shape: tuple[int, ...]
     noise: Tensor
+    rtol: float | None = None
+
+    def is_finite(self) -> bool:
+        """Whether the matrix could be measured."""
+        return bool(self.singular_values.isfinite().all())
 
 
-def readings(spectra: Mapping[str, Spectrum], measures: Sequence[str], group: str, per_layer: bool) -> dict[Tag, float]:
-    """Every measure's mean, minimum and maximum over the layers, and its value at each layer if asked for.
-
-    A layer that reads NaN makes the three NaN as well.
-
-    Args:
-        spectra: By the layer's name; at least one.
-        measures: Names from the catalogue.
-        group: First part of the tags.
-        per_layer: Whether to give the value at each layer.
+def measured(spectra: Mapping[str, Spectrum], measures: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Every measure of every layer: by measure, then by layer.
 
     Raises:
         ValueError: If a measure is unknown.
     """
-    values: dict[Tag, Tensor] = {}
-    for name in measures:
-        of_layers = {layer: _measured(spectrum, name) for layer, spectrum in spectra.items()}
-        together = torch.stack(list(of_layers.values()))
-        of_summaries = {layer: summary(together) for layer, summary in SUMMARIES.items()}
-        shown = of_summaries | of_layers if per_layer else of_summaries
-        values.update({Tag(group, name, layer): value for layer, value in shown.items()})
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    return {name: {layer: _measure(spectrum, name) for layer, spectrum in spectra.items()} for name in measures}
 
 
-def _measured(spectrum: Spectrum, name: str) -> Tensor:
+def tagged(group: str, values: Mapping[str, Mapping[str, Tensor]], per_layer: bool) -> dict[Tag, float]:
+    """Each measure's mean, minimum and maximum over its layers, and its value at each layer if asked for.
+
+    A layer that reads NaN makes the three NaN as well. A measure of no layer has no reading.
+
+    Args:
+        group: First part of the tags.
+        values: Scalars by measure, then by layer.
+        per_layer: Whether to give the value at each layer.
+    """
+    tags: dict[Tag, Tensor] = {}
+    for measure, of_layers in values.items():
+        if of_layers:
+            together = torch.stack(list(of_layers.values()))
+            shown = {layer: summary(together) for layer, summary in SUMMARIES.items()}
+            shown.update(of_layers if per_layer else {})
+            tags.update({Tag(group, measure, layer): value for layer, value in shown.items()})
+    return dict(zip(tags, torch.stack(list(tags.values())).tolist(), strict=True)) if tags else {}
+
+
+def shows_layers(scalars: str, layers: int) -> bool:
+    """Whether a scalar a layer is logged: with ``"all"`` always, with ``"auto"`` for up to 50 layers."""
+    return scalars == "all" or layers <= _MOST_LAYERS_SHOWN
+
+
+def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum]) -> dict[Tag, NDArray[np.float32]]:
+    """The singular values as writers take them."""
+    return {
+        Tag(group, "spectrum", layer): spectrum.singular_values.numpy().astype(np.float32)
+        for layer, spectrum in spectra.items()
+    }
+
+
+def warn_of_nan(spectra: Mapping[str, Spectrum], step: int, warned: set[str]) -> None:
+    """Warn of every layer that reads NaN, once: those warned of are added to ``warned``."""
+    for layer, spectrum in spectra.items():
+        if layer not in warned and not spectrum.is_finite():
+            warned.add(layer)
+            warnings.warn(
+                f"{layer} reads NaN at step {step}: it holds a NaN or infinity, or its spectrum failed.", stacklevel=2
+            )
+
+
+def _measure(spectrum: Spectrum, name: str) -> Tensor:
     row, parameter = find_measure(name)
     function = _FUNCTIONS.get(row.name) or getattr(functional, row.name)
     known = {row.parameter or "": parameter, "shape": spectrum.shape, "noise": spectrum.noise}
+    if name == "numerical_rank" and spectrum.rtol is not None:
+        known["rtol"] = spectrum.rtol
     wanted = inspect.signature(function).parameters
     return function(spectrum.singular_values, **{key: value for key, value in known.items() if key in wanted})

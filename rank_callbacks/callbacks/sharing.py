@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from pytorch_lightning import Trainer
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from rank_callbacks.functional import singular_values_of_each, spectrum_cost
 
-__all__ = ["owners", "shared_singular_values"]
+__all__ = ["check_not_sharded", "owners", "shared_singular_values"]
+
+_Spectra: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, Tensor]]"
+_SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
 def owners(costs: Mapping[str, float], processes: int) -> dict[str, int]:
@@ -31,17 +35,26 @@ def owners(costs: Mapping[str, float], processes: int) -> dict[str, int]:
     return taken
 
 
-def shared_singular_values(matrices: Mapping[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
+def shared_singular_values(
+    matrices: Mapping[str, Tensor], trainer: Trainer, spectra: _Spectra = singular_values_of_each
+) -> dict[str, Tensor]:
     """Singular values of matrices that are alike on all processes, each computed on one of them.
 
     A collective operation: every process of the trainer must call it with the same names and shapes. A matrix whose
     spectrum fails, for want of memory say, is NaN on every process; none is left waiting.
 
+    Args:
+        matrices: By name.
+        trainer: Of the run.
+        spectra: What computes the singular values of some matrices by name.
+
     Returns:
         By name, on the CPU: shape ``(r,)``, float64, descending.
     """
+    if not matrices:
+        return {}
     owner = owners({name: spectrum_cost(tuple(matrix.shape)) for name, matrix in matrices.items()}, trainer.world_size)
-    mine = _or_nan({name: matrix for name, matrix in matrices.items() if owner[name] == trainer.global_rank})
+    mine = _or_nan({name: matrix for name, matrix in matrices.items() if owner[name] == trainer.global_rank}, spectra)
     lengths = [_length(matrix) for matrix in matrices.values()]
     parts = [
         mine[name] if name in mine else torch.zeros(n, dtype=torch.float64) for name, n in zip(matrices, lengths, strict=True)
@@ -52,13 +65,26 @@ def shared_singular_values(matrices: Mapping[str, Tensor], trainer: Trainer) -> 
     return dict(zip(matrices, together.cpu().split(lengths), strict=True))
 
 
-def _or_nan(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def check_not_sharded(trainer: Trainer) -> None:
+    """Refuse a strategy that leaves no process with a whole matrix.
+
+    Raises:
+        ValueError: For FSDP, model parallelism and DeepSpeed.
+    """
+    if not _SHARDING.isdisjoint(kind.__name__ for kind in type(trainer.strategy).__mro__):
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} shards parameters over processes, which is not supported yet. "
+            "Train with one device or strategy='ddp'."
+        )
+
+
+def _or_nan(matrices: Mapping[str, Tensor], spectra: _Spectra) -> dict[str, Tensor]:
     try:
-        return singular_values_of_each(matrices)
+        return spectra(matrices)
     except RuntimeError:  # out of memory, or LAPACK did not converge: in one of them, so each is tried by itself
         if len(matrices) == 1:
-            return {name: torch.full((_length(matrix),), torch.nan, dtype=torch.float64) for name, matrix in matrices.items()}
-        return {name: values for key in matrices for name, values in _or_nan({key: matrices[key]}).items()}
+            return {name: torch.full((_length(m),), torch.nan, dtype=torch.float64) for name, m in matrices.items()}
+        return {name: values for key in matrices for name, values in _or_nan({key: matrices[key]}, spectra).items()}
 
 
 def _length(matrix: Tensor) -> int:

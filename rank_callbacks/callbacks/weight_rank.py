@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from rank_callbacks.callbacks.lightning import Callback
-from rank_callbacks.callbacks.readings import Spectrum, readings
+from rank_callbacks.callbacks.lightning import Callback, step_axis
+from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, warn_of_nan
 from rank_callbacks.callbacks.schedule import every
-from rank_callbacks.callbacks.sharing import shared_singular_values
+from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
+from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.functional import rounding_noise
 from rank_callbacks.matrices import check_conv, weight_matrices
@@ -23,10 +23,6 @@ from rank_callbacks.tags import Tag
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["WeightRankMonitor"]
-
-# Beyond it a chart a layer and measure buries the charts that matter.
-_MOST_LAYERS_SHOWN = 50
-_SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
 
 class WeightRankMonitor(Callback):
@@ -104,8 +100,7 @@ class WeightRankMonitor(Callback):
         self._last_step: int | None = None
         self._initial: dict[str, Tensor] = {}
         self._warned: set[str] = set()
-        self._seconds = 0.0
-        self._began = 0.0
+        self._stopwatch = Stopwatch()
 
     @property
     def state_key(self) -> str:
@@ -124,26 +119,21 @@ class WeightRankMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit."""
-        self._last_step, self._initial, self._warned, self._seconds = None, {}, set(), 0.0
+        self._last_step, self._initial, self._warned = None, {}, set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
-        kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-        if not kinds.isdisjoint(_SHARDING):
-            raise ValueError(
-                f"{type(trainer.strategy).__name__} shards parameters over processes, which is not supported yet. "
-                "Train with one device or strategy='ddp'."
-            )
+        check_not_sharded(trainer)
         weight_matrices(pl_module, self.layers, self.conv)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._began = time.perf_counter()
+        self._stopwatch.restart()
 
     @torch.no_grad()
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Report if the schedule says so, once a step however many batches accumulate in it."""
-        if self.schedule(_step(trainer)):
+        if self.schedule(step_axis(trainer)):
             self._report(trainer, pl_module)
 
     @torch.no_grad()
@@ -152,76 +142,42 @@ class WeightRankMonitor(Callback):
         self._report(trainer, pl_module)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = _step(trainer)
+        step = step_axis(trainer)
         if step == self._last_step:
             return
         self._last_step = step
-        start = time.perf_counter()
-        spectra = {"weight_rank": self._weight_spectra(trainer, pl_module)}
-        if self.change:
-            spectra["weight_change_rank"] = self._change_spectra(trainer, pl_module, spectra["weight_rank"])
-        self._warn_of_nan(step, spectra["weight_rank"])
-        scalars = self._scalars(spectra)
-        scalars.update(self._cost(step, time.perf_counter() - start))
-        write_report(trainer, Report(step, scalars, _for_writers(spectra)))
-        self._seconds += time.perf_counter() - start
+        with self._stopwatch:
+            spectra = {"weight_rank": self._weight_spectra(trainer, pl_module)}
+            warn_of_nan(spectra["weight_rank"], step, self._warned)
+            if self.change:
+                spectra["weight_change_rank"] = self._change_spectra(trainer, pl_module, spectra["weight_rank"])
+            write_report(trainer, self._readings(step, spectra))
 
     def _weight_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
         matrices = weight_matrices(pl_module, self.layers, self.conv)
         values = shared_singular_values(matrices, trainer)
-        return {name: _spectrum(values[name], matrix) for name, matrix in matrices.items()}
+        shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
+        noise = {name: rounding_noise(values[name], shapes[name], matrix.dtype) for name, matrix in matrices.items()}
+        return {name: Spectrum(values[name], shapes[name], noise[name]) for name in matrices}
 
     def _change_spectra(
         self, trainer: Trainer, pl_module: LightningModule, now: Mapping[str, Spectrum]
     ) -> dict[str, Spectrum]:
-        # An adapter pair is a change by itself, and its core is not linear in the weights.
         matrices = weight_matrices(pl_module, self.layers, self.conv)
+        # An adapter pair is a change by itself, and its core is not linear in the weights.
         matrices = {name: matrix for name, matrix in matrices.items() if "lora_" not in name}
         if not self._initial:
             self._initial = {name: matrix.clone() for name, matrix in matrices.items()}
-        before = {name: self._initial[name].to(matrix.device) for name, matrix in matrices.items()}
-        changes = {name: matrix.double() - before[name].double() for name, matrix in matrices.items()}
+        changes = {name: matrix.double() - self._initial[name].to(matrix) for name, matrix in matrices.items()}
         values = shared_singular_values(changes, trainer)
         # Both ends of the difference were rounded, each to about as much as the weight is now.
         return {name: Spectrum(values[name], now[name].shape, 2 * now[name].noise) for name in changes}
 
-    def _scalars(self, spectra: Mapping[str, Mapping[str, Spectrum]]) -> dict[Tag, float]:
+    def _readings(self, step: int, spectra: Mapping[str, Mapping[str, Spectrum]]) -> Report:
         scalars: dict[Tag, float] = {}
+        arrays: dict[Tag, NDArray[np.float32]] = {}
         for group, of_layers in spectra.items():
-            per_layer = self.scalars == "all" or len(of_layers) <= _MOST_LAYERS_SHOWN
-            scalars.update(readings(of_layers, self.measures, group, per_layer) if of_layers else {})
-        return scalars
-
-    def _cost(self, step: int, seconds: float) -> dict[Tag, float]:
-        cost = {Tag("monitor", "seconds", "weight_rank"): seconds}
-        if step > 0:
-            elapsed = time.perf_counter() - self._began
-            cost[Tag("monitor", "share_of_training", "weight_rank")] = (self._seconds + seconds) / elapsed
-        return cost
-
-    def _warn_of_nan(self, step: int, spectra: Mapping[str, Spectrum]) -> None:
-        for name, spectrum in spectra.items():
-            if name not in self._warned and spectrum.singular_values.isnan().any():
-                self._warned.add(name)
-                warnings.warn(
-                    f"{name} could not be measured at step {step}, most likely for a NaN or infinity: it reads NaN.",
-                    stacklevel=2,
-                )
-
-
-def _step(trainer: Trainer) -> int:
-    """Batches after which the optimizer has stepped: the axis on which Lightning logs training metrics."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _spectrum(values: Tensor, matrix: Tensor) -> Spectrum:
-    shape = tuple(matrix.shape)
-    return Spectrum(values, shape, rounding_noise(values, shape, matrix.dtype))
-
-
-def _for_writers(spectra: Mapping[str, Mapping[str, Spectrum]]) -> dict[Tag, Any]:
-    return {
-        Tag(group, "spectrum", layer): spectrum.singular_values.numpy().astype(np.float32)
-        for group, of_layers in spectra.items()
-        for layer, spectrum in of_layers.items()
-    }
+            values = measured(of_layers, self.measures)
+            scalars.update(tagged(group, values, shows_layers(self.scalars, len(of_layers))))
+            arrays.update(spectra_by_tag(group, of_layers))
+        return Report(step, scalars | self._stopwatch.cost("weight_rank", step), arrays)

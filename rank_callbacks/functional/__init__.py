@@ -1,10 +1,27 @@
-"""Tensors in, tensors out: spectra and measures of rank. No modules, no loggers."""
+"""Tensors in, tensors out: spectra, measures of rank and bounds of gradients. No modules, no loggers."""
 
+from rank_callbacks.functional.gradient_bound import (
+    attention_gradient_bounds,
+    convolution_gradient_bound,
+    convolution_positions,
+    embedding_gradient_bound,
+    fully_connected_gradient_bounds,
+    leaky_relu_threshold,
+    loss_gradient_bound,
+    recurrent_gradient_bounds,
+)
+from rank_callbacks.functional.low_rank import (
+    LowRankSpectrum,
+    leading_subspace,
+    low_rank_singular_values,
+    outer_product_singular_values,
+)
 from rank_callbacks.functional.rank import (
     alpha,
     condition_number,
     distance_to_rank,
     effective_rank,
+    energy_at_rank,
     energy_rank,
     frobenius_norm,
     mp_soft_rank,
@@ -12,23 +29,38 @@ from rank_callbacks.functional.rank import (
     numerical_rank,
     participation_ratio,
     rounding_noise,
+    rounding_rtol,
     spectral_norm,
     stable_rank,
 )
 from rank_callbacks.functional.spectrum import singular_values, singular_values_of_each, spectrum_cost
 
 __all__ = [
+    "LowRankSpectrum",
     "alpha",
+    "attention_gradient_bounds",
     "condition_number",
+    "convolution_gradient_bound",
+    "convolution_positions",
     "distance_to_rank",
     "effective_rank",
+    "embedding_gradient_bound",
+    "energy_at_rank",
     "energy_rank",
     "frobenius_norm",
+    "fully_connected_gradient_bounds",
+    "leading_subspace",
+    "leaky_relu_threshold",
+    "loss_gradient_bound",
+    "low_rank_singular_values",
     "mp_soft_rank",
     "nuclear_rank",
     "numerical_rank",
+    "outer_product_singular_values",
     "participation_ratio",
+    "recurrent_gradient_bounds",
     "rounding_noise",
+    "rounding_rtol",
     "singular_values",
     "singular_values_of_each",
     "spectral_norm",

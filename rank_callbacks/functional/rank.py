@@ -19,6 +19,7 @@ __all__ = [
     "condition_number",
     "distance_to_rank",
     "effective_rank",
+    "energy_at_rank",
     "energy_rank",
     "frobenius_norm",
     "mp_soft_rank",
@@ -26,6 +27,7 @@ __all__ = [
     "numerical_rank",
     "participation_ratio",
     "rounding_noise",
+    "rounding_rtol",
     "spectral_norm",
     "stable_rank",
 ]
@@ -160,6 +162,35 @@ def energy_rank(singular_values: Tensor, energy: float = 0.99) -> Tensor:
     # Ten equal values hold .7 of the energy with seven of them, though the sums differ in their last digits.
     wanted = energy * (1 - 1e-12) * held[..., -1:]
     return _or_zero((held < wanted).sum(-1).double() + 1, singular_values)
+
+
+def energy_at_rank(singular_values: Tensor, k: int) -> Tensor:
+    """Share of the energy that the k largest singular values hold, Σ_{i≤k} σ² / Σσ².
+
+    In [0, 1], and 1 where k ≥ r. 0 for a zero or empty spectrum, NaN where a singular value is not finite.
+
+    Args:
+        singular_values: Shape ``(..., r)``, descending.
+        k: The rank, from 0.
+
+    Returns:
+        Shape ``(...)``, float64.
+
+    Raises:
+        ValueError: If ``k`` is negative.
+
+    Example:
+        >>> energy_at_rank(torch.tensor([2.0, 1.0, 1.0]), k=1)
+        tensor(0.6667, dtype=torch.float64)
+
+    Reference:
+        GaLore: memory-efficient LLM training by gradient low-rank projection (Zhao et al., 2024),
+        https://arxiv.org/abs/2403.03507
+    """
+    if k < 0:
+        raise ValueError(f"Expected k to be a whole number from 0, got {k}.")
+    energy = _relative(singular_values).square()
+    return _or_zero(energy[..., :k].sum(-1) / energy.sum(-1), singular_values)
 
 
 def nuclear_rank(singular_values: Tensor) -> Tensor:
@@ -332,6 +363,23 @@ def rounding_noise(singular_values: Tensor, shape: tuple[int, ...], dtype: torch
     if singular_values.shape[-1] == 0:
         return torch.zeros(singular_values.shape[:-1], dtype=torch.float64, device=singular_values.device)
     return 1.2 * torch.finfo(dtype).eps / 4 * _random_norm(frobenius_norm(singular_values), shape)
+
+
+def rounding_rtol(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    """Relative tolerance at which ``numerical_rank`` counts exact rank, max(m, n)·ε: NumPy's and torch's default.
+
+    For bfloat16 and float16 it is float32's, in which products of those are summed; their own rounding is
+    ``rounding_noise``, an absolute floor.
+
+    Args:
+        shape: Shape of the matrix, ``(m, n)``, or ``(blocks, m, n)`` of a block-diagonal one.
+        dtype: The type the matrix is stored in.
+
+    Example:
+        >>> rounding_rtol((1024, 10), torch.float32)
+        0.0001220703125
+    """
+    return max(shape[-2:]) * min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def alpha(singular_values: Tensor) -> Tensor:

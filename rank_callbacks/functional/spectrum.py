@@ -129,7 +129,7 @@ def _of_blocks(matrix: Tensor, method: str) -> Tensor:
 
 
 def _by_svd(tall: Tensor) -> Tensor:
-    tall = _widened(tall)
+    tall = widened(tall)
     if math.isfinite(tall.sum().abs()):
         return torch.linalg.svdvals(tall)
     # LAPACK raises on a NaN and returns NaN on an infinity: neither may reach it, nor spoil the rest of a batch.
@@ -139,13 +139,13 @@ def _by_svd(tall: Tensor) -> Tensor:
 
 def _by_gram(tall: Tensor) -> Tensor:
     if tall.dtype not in _WIDE_TYPES:
-        return _roots_of_eigenvalues(_lower_gram(tall))
+        return roots_of_eigenvalues(_lower_gram(tall))
     # Squares of float64 can over- and underflow; those of narrower types cannot.
     scale = tall.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    return _roots_of_eigenvalues(_lower_gram(tall / scale)) * scale.squeeze(-1)
+    return roots_of_eigenvalues(_lower_gram(tall / scale)) * scale.squeeze(-1)
 
 
-def _roots_of_eigenvalues(gram: Tensor) -> Tensor:
+def roots_of_eigenvalues(gram: Tensor) -> Tensor:
     """Square roots of the eigenvalues, descending; 0 for what rounding hides, NaN for a matrix that is not finite."""
     if gram.dim() == 2 and math.isfinite(gram.trace().abs()):
         squares = torch.linalg.eigvalsh(gram, UPLO="L")
@@ -160,16 +160,16 @@ def _lower_gram(tall: Tensor) -> Tensor:
     """The Gram matrix of the columns in float64; what stands above its block diagonal is not computed."""
     rows, columns = tall.shape[-2:]
     if columns <= _NARROWEST_BLOCK and rows <= _ROWS_AT_ONCE:
-        tall = _widened(tall)
+        tall = widened(tall)
         return tall.mH @ tall
     width = max(_NARROWEST_BLOCK, -(-columns // _COLUMN_BLOCKS))
     blocks = [slice(start, start + width) for start in range(0, columns, width)]
-    gram = _widened(tall.new_zeros(*tall.shape[:-2], columns, columns))
-    for chunk in map(_widened, tall.split(_ROWS_AT_ONCE, dim=-2)):
+    gram = widened(tall.new_zeros(*tall.shape[:-2], columns, columns))
+    for chunk in map(widened, tall.split(_ROWS_AT_ONCE, dim=-2)):
         for block in blocks:
             gram[..., block.start :, block] += chunk[..., :, block.start :].mH @ chunk[..., :, block]
     return gram
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

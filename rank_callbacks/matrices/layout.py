@@ -57,21 +57,24 @@ def matrix_views(path: str, module: nn.Module, tensor: Tensor, conv: str = "filt
         Views of ``tensor`` of shape ``(m, n)`` or ``(blocks, m, n)`` by name; None if it is not known how to view it.
 
     Raises:
-        ValueError: If ``conv`` names another number of dimensions than the kernel has, or a smaller size.
+        ValueError: If ``conv`` is unknown, or names another number of dimensions than the kernel has, or a smaller size.
 
     Example:
         >>> lstm = nn.LSTM(input_size=3, hidden_size=5)
         >>> list(matrix_views("lstm.weight_ih_l0", lstm, lstm.weight_ih_l0))
         ['lstm.weight_ih_l0.input', 'lstm.weight_ih_l0.forget', 'lstm.weight_ih_l0.cell', 'lstm.weight_ih_l0.output']
     """
+    check_conv(conv)
     is_bias = path.rpartition(".")[2].startswith("bias")
-    if tensor.dim() < 2 or not tensor.is_floating_point() or isinstance(module, _NORMS) or is_bias:
+    is_number = tensor.is_floating_point() or tensor.is_complex()
+    if tensor.dim() < 2 or not is_number or isinstance(module, _NORMS) or is_bias:
         return {}
     if isinstance(module, nn.modules.conv._ConvNd):
         return _kernel_views(path, module, tensor, conv)
     if tensor.dim() != 2:
         return {path: tensor} if isinstance(module, nn.Bilinear) else None
-    if type(module).__name__ == "Conv1D":  # Hugging Face's Linear, which stores the transpose
+    # Hugging Face's Linear, which stores the transpose; parametrised, it is of a subclass.
+    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
         tensor = tensor.mT
     parts = _stacked_parts(path, module, tensor)
     if not parts:
@@ -104,7 +107,7 @@ def _kernel_views(path: str, module: nn.modules.conv._ConvNd, kernel: Tensor, co
     if conv == "slices":
         blocks, path = blocks.flatten(3).movedim(-1, 0), f"{path}.slices"
     elif conv.startswith("circular"):
-        blocks, path = _frequencies(path, blocks, conv), f"{path}.{conv}"
+        blocks, path = _frequencies(path, blocks, conv, module.dilation), f"{path}.{conv}"
     else:
         blocks = blocks.flatten(2)
     blocks = blocks.flatten(0, -3)
@@ -117,7 +120,7 @@ def _in_groups(kernel: Tensor, groups: int, transposed: bool) -> Tensor:
     return blocks.transpose(1, 2) if transposed else blocks
 
 
-def _frequencies(path: str, blocks: Tensor, conv: str) -> Tensor:
+def _frequencies(path: str, blocks: Tensor, conv: str, dilation: tuple[int, ...]) -> Tensor:
     """The kernel's discrete Fourier transform, (frequencies, groups, C_out / groups, C_in / groups)."""
     size = [int(side) for side in conv.removeprefix("circular_").split("x")]
     kernel_size = blocks.shape[3:]
@@ -126,5 +129,9 @@ def _frequencies(path: str, blocks: Tensor, conv: str) -> Tensor:
             f"Expected conv={conv!r} to name a size of {len(kernel_size)} dimensions, each at least that of the kernel of "
             f"{path}, {tuple(kernel_size)}."
         )
-    wide = blocks if blocks.dtype in {torch.float32, torch.float64} else blocks.float()
-    return torch.fft.fftn(wide, s=size, dim=list(range(3, 3 + len(size)))).flatten(3).movedim(-1, 0)
+    wide = blocks if blocks.dtype == torch.float64 or blocks.is_complex() else blocks.float()
+    transform = torch.fft.fftn(wide, s=size, dim=list(range(3, 3 + len(size))))
+    for dim, (side, step) in enumerate(zip(size, dilation, strict=True), start=3):
+        if step > 1:  # a dilated kernel has at frequency f what the kernel has at step·f
+            transform = transform.index_select(dim, torch.arange(side, device=blocks.device) * step % side)
+    return transform.flatten(3).movedim(-1, 0)

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from rank_callbacks.matrices.layout import matrix_views
 from rank_callbacks.matrices.selection import Layers, select
 
-__all__ = ["weight_matrices"]
+__all__ = ["TrainableWeight", "gradient_matrices", "plain_name", "trainable_weights", "weight_matrices"]
 
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.)")
 _ADAPTER_A = re.compile(r"\blora_(embedding_|)A\b")
@@ -35,8 +36,8 @@ def weight_matrices(model: nn.Module, layers: Layers = None, conv: str = "filter
 
     - The prefix that ``torch.compile`` adds is removed from names.
     - A parameter that several modules share appears once, under its first name.
-    - A parametrised weight (``weight_norm``, ``spectral_norm``, LoRA as a parametrisation) appears as what the layer
-      multiplies by, computed in eval mode so that no buffer moves.
+    - A parametrised weight (``weight_norm``, ``spectral_norm``, LoRA as a parametrisation) and a pruned one appear as what
+      the layer multiplies by, computed in eval mode so that no buffer moves.
     - A pair of adapters ``lora_A`` (r x n), ``lora_B`` (m x r) appears as ``lora_BA``: an r x r matrix with the singular
       values of their product, its scale of alpha/r left out. The two themselves do not appear.
     - Parameters of three and more dimensions that belong to no known module, such as position embeddings, are left out.
@@ -63,9 +64,93 @@ def weight_matrices(model: nn.Module, layers: Layers = None, conv: str = "filter
     for path, module, tensor in _weights(model):
         views = matrix_views(path, module, tensor.detach(), conv)
         if views is None:
-            left_out[path] = f"{tuple(tensor.shape)} of {type(module).__name__} is not known to be a matrix"
+            left_out[path] = _not_a_matrix(module, tensor)
         matrices.update(views or {})
     return select(_with_adapter_products(matrices), layers, left_out)
+
+
+def plain_name(path: str) -> str:
+    """A module's or parameter's name without the prefixes of ``torch.compile`` and of activation checkpointing."""
+    return _WRAPPERS.sub("", path).lstrip(".")
+
+
+@torch.no_grad()
+def gradient_matrices(
+    model: nn.Module, layers: Layers = None, conv: str = "filters", optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Tensor]:
+    """The gradient of every weight matrix that has one, by the name of the parameter.
+
+    ``matrix_views`` says which matrices a parameter's gradient holds. Trainable parameters alone; those inside a
+    parametrisation are left out, and adapters appear as ``lora_A`` and ``lora_B``. Of a sparse gradient only the rows that
+    are not zero are kept, which leaves its singular values.
+
+    Args:
+        model: Any module.
+        layers: Which matrices: see ``select``.
+        conv: How a convolution kernel is a matrix: see ``matrix_views``.
+        optimizer: Take its parameters alone.
+
+    Returns:
+        Shape ``(m, n)``, or ``(blocks, m, n)`` for a block-diagonal matrix; views where possible. Layers without a gradient
+        are absent.
+
+    Raises:
+        ValueError: If the model has no trainable matrix, a pattern matches none, or a parameter is sharded.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> gradient_matrices(layer)["weight"].shape
+        torch.Size([3, 2])
+    """
+    owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+    chosen = {name for weight in trainable_weights(model, layers, conv) for name in weight.matrices}
+    matrices: dict[str, Tensor] = {}
+    for path, module, parameter in _weights(model):
+        gradient = parameter.grad if owned is None or id(parameter) in owned else None
+        if gradient is not None:
+            dense = gradient.coalesce().values() if gradient.is_sparse else gradient
+            matrices.update(matrix_views(path, module, dense, conv) or {})
+    return {name: matrix for name, matrix in matrices.items() if name in chosen}
+
+
+class TrainableWeight(NamedTuple):
+    """A parameter that gets a gradient, and the matrices that it holds.
+
+    Args:
+        path: Its qualified name.
+        module: What it is a parameter of.
+        parameter: The parameter.
+        matrices: Views of it by name, as ``gradient_matrices`` names them.
+    """
+
+    path: str
+    module: nn.Module
+    parameter: nn.Parameter
+    matrices: dict[str, Tensor]
+
+
+def trainable_weights(model: nn.Module, layers: Layers = None, conv: str = "filters") -> list[TrainableWeight]:
+    """Every trainable parameter that holds a selected matrix.
+
+    Raises:
+        ValueError: As ``gradient_matrices``.
+    """
+    weights = []
+    left_out: dict[str, str] = {}
+    for path, module, parameter in _weights(model):
+        if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+            views = matrix_views(path, module, parameter.detach(), conv)
+            weights.append(TrainableWeight(path, module, parameter, views or {}))
+            if views is None:
+                left_out[path] = _not_a_matrix(module, parameter)
+    chosen = select({name: None for weight in weights for name in weight.matrices}, layers, left_out)
+    kept = [weight._replace(matrices={name: m for name, m in weight.matrices.items() if name in chosen}) for weight in weights]
+    return [weight for weight in kept if weight.matrices]
+
+
+def _not_a_matrix(module: nn.Module, tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {type(module).__name__} is not known to be a matrix"
 
 
 def _weights(model: nn.Module) -> Iterator[_Weight]:
@@ -78,7 +163,7 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
         own = {name: p for name, p in module.named_parameters(recurse=False) if name not in raw and id(p) not in seen}
         seen.update(map(id, own.values()))
         for name, tensor in (own | computed).items():
-            path = _WRAPPERS.sub("", f"{prefix}.{name}").lstrip(".")
+            path = plain_name(f"{prefix}.{name}")
             _check_whole(path, tensor)
             yield _Weight(path, module, tensor)
 
@@ -93,6 +178,8 @@ def _computed_weights(module: nn.Module) -> dict[str, Tensor]:
             weights[hook.name] = hook.compute_weight(module)
         elif isinstance(hook, SpectralNorm):
             weights[hook.name] = hook.compute_weight(module, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod):
+            weights[hook._tensor_name] = hook.apply_mask(module)
     return weights
 
 
@@ -130,6 +217,7 @@ def _with_adapter_products(matrices: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _product_core(up: Tensor, down: Tensor) -> Tensor:
     """A small matrix with the singular values of ``up @ down``: the triangular factors of both, multiplied."""
-    if not (up.isfinite().all() and down.isfinite().all()):  # QR makes finite numbers of a NaN
-        return torch.full((len(down), len(down)), torch.nan, dtype=torch.float64, device=up.device)
-    return torch.linalg.qr(up.double(), mode="r").R @ torch.linalg.qr(down.double().mT, mode="r").R.mT
+    wide = torch.complex128 if up.is_complex() else torch.float64
+    up, down = up.to(wide), down.to(wide)
+    core = torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.mT, mode="r").R.mT
+    return core + 0 * (up.sum() + down.sum())  # QR makes finite numbers of a NaN

@@ -1,0 +1,359 @@
+"""The ranks of a network's gradients, against the bound that its architecture and batch allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rank_callbacks.callbacks.lightning import Callback, step_axis
+from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, warn_of_nan
+from rank_callbacks.callbacks.schedule import every
+from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
+from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.catalog import find_measure
+from rank_callbacks.functional import (
+    leading_subspace,
+    low_rank_singular_values,
+    numerical_rank,
+    outer_product_singular_values,
+    rounding_noise,
+    rounding_rtol,
+    singular_values_of_each,
+)
+from rank_callbacks.gradient_bounds import BoundTable, GradientBound, bounds_of_layers, outer_products_of_layers
+from rank_callbacks.matrices import check_conv, gradient_matrices, matrix_views, trainable_weights
+from rank_callbacks.matrices.activations import RowCapture
+from rank_callbacks.tags import Tag
+from rank_callbacks.writers import Report, write_report
+
+__all__ = ["GradientRankMonitor"]
+
+# A sketch or a b x b problem is cheaper than a full spectrum while the bound is below this share of min(m, n).
+_SMALL = 1 / 3
+# Norms of a gradient and of the outer products it should be the sum of: closer than this, in float32, they are the same.
+_SAME = 1e-5
+# What the gradient was rounded to on its way, whatever type it is stored in.
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class GradientRankMonitor(Callback):
+    """Measures the rank of every weight's gradient, and the bound that the batch and the architecture put on it.
+
+    **When.** On scheduled steps, in ``on_before_optimizer_step``: the gradient that the optimizer is about to use,
+    accumulated, averaged over processes and unscaled, before clipping. (In manual optimization, after a clipping of your
+    own.) Each optimizer is measured at its first step of a batch; LBFGS evaluates several times and is measured once.
+
+    **Logs.**
+
+    =================================================  =====================================================  =============
+    tag                                                what                                                   range
+    =================================================  =====================================================  =============
+    ``gradient_rank/<measure>/<layer>``                the measure of one gradient; for more than 50 layers   see
+                                                       only with ``scalars="all"``                            ``measures.md``
+    ``.../mean_over_layers``, ``min_...``, ``max_...`` over all selected matrices; NaN if one is
+    ``gradient_rank/bound/<layer>``                    what the exact rank cannot exceed; no reading where    [0, min(m, n)]
+                                                       none is known
+    ``gradient_rank/utilization/<layer>``              rank at tolerance max(m, n)·ε, over the bound          [0, 1]
+    ``gradient_rank/input_rank/<layer>``,              measured ranks of the layer's inputs and of its        [0, min(m, n)]
+    ``delta_rank``                                     output gradients, in this process
+    ``gradient_rank/subspace_overlap_8/<layer>``       ‖UᵀU'‖_F²/8 of the top 8 left singular vectors, now    [0, 1]
+                                                       and at the last report; 1 if they span the same
+    ``gradient_rank/spectrum/<layer>``                 singular values, to TensorBoard and W&B
+    ``update_rank/...``, ``moment_rank/...``           with ``update=True``, ``moments=True``
+    ``monitor/seconds/gradient_rank``,                 wall time of the report, in seconds; share of the
+    ``share_of_training``                              time since training began
+    =================================================  =====================================================  =============
+
+    ``numerical_rank`` without a tolerance of its own is taken at max(m, n)·ε of the gradient's type, since the bound speaks
+    of exact rank; in mixed precision not below the rounding noise of the narrow type. A parameter without a gradient has no
+    reading; a gradient that is not finite reads NaN, with one warning a layer. At the first report the bounds are printed
+    as a table, with what binds each.
+
+    **Cost.** Hooks only on scheduled steps, which keep inputs and output gradients of linear layers until the step ends.
+    A gradient of rank at most b ≤ min(m, n)/3 is measured by a b x b problem, 2·b²·(m + n) operations, if its rows were
+    caught, and else by a sketch that certifies itself, 4·m·n·b; where neither applies, by its full spectrum.
+
+    **Distributed.** Under DDP the averaged gradient is measured, each matrix by one process, and the bounds of the
+    processes' batches add up. Two all-reduces a report, one of the bounds and one of the singular values. The schedule must
+    answer alike on every process. Sharded models are refused.
+
+    Args:
+        measures: Names from the catalogue, a parameter as a suffix: ``"energy_at_rank_8"`` tells what GaLore or PowerSGD of
+            rank 8 would keep.
+        layers: Which matrices: None for all, glob patterns of names, or a function of the name.
+        every_n_steps: Steps between reports, or a schedule: a function of the step.
+        conv: How a convolution kernel is a matrix: see ``WeightRankMonitor``.
+        subspace_rank: How many leading singular vectors ``subspace_overlap`` compares; None for no comparison.
+        update: Whether to measure W_{t+1} − W_t as well, what the optimizer made of the gradient. Copies the weights on
+            scheduled steps.
+        moments: Whether to measure the optimizer's own matrices, momentum or Adam's moments, as
+            ``moment_rank/<measure>/<layer>.exp_avg``.
+        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+
+    Raises:
+        ValueError: If a measure is unknown, ``every_n_steps`` or ``subspace_rank`` is below 1, ``conv`` or ``scalars`` is
+            not one of the above; and when fitting starts if a pattern matches nothing, the model has no trainable matrix or
+            is sharded.
+
+    Reference:
+        Low-rank learning by design (Baker et al., 2024), https://arxiv.org/abs/2402.06751
+
+    Example:
+        >>> monitor = GradientRankMonitor(measures=["numerical_rank", "energy_at_rank_4"], every_n_steps=50)
+    """
+
+    def __init__(
+        self,
+        measures: Sequence[str] = ("numerical_rank", "effective_rank", "stable_rank", "energy_at_rank_8"),
+        layers: str | Sequence[str] | Callable[[str], bool] | None = None,
+        every_n_steps: int | Callable[[int], bool] = 100,
+        conv: str = "filters",
+        subspace_rank: int | None = 8,
+        update: bool = False,
+        moments: bool = False,
+        scalars: Literal["auto", "all"] = "auto",
+    ) -> None:
+        super().__init__()
+        for measure in measures:
+            find_measure(measure)
+        check_conv(conv)
+        if scalars not in {"auto", "all"}:
+            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        if subspace_rank is not None and subspace_rank < 1:
+            raise ValueError(f"Expected subspace_rank to be None or a whole number from 1, got {subspace_rank}.")
+        self.measures = list(measures)
+        self.layers = layers
+        self.schedule = every_n_steps if callable(every_n_steps) else every(every_n_steps)
+        self.conv = conv
+        self.subspace_rank = subspace_rank
+        self.update = update
+        self.moments = moments
+        self.scalars = scalars
+        self._capture: RowCapture | None = None
+        self._stopwatch = Stopwatch()
+        self._start_anew()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit."""
+        self._start_anew()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be measured before any training is paid for."""
+        check_not_sharded(trainer)
+        trainable_weights(pl_module, self.layers, self.conv)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._stopwatch.restart()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Set the hooks if the schedule says so, for all batches that accumulate in this step."""
+        if self._capture is None and self.schedule(step_axis(trainer)):
+            with self._stopwatch:
+                self._capture = RowCapture(pl_module, torch.Generator().manual_seed(step_axis(trainer)))
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Measure the gradients of this optimizer's parameters."""
+        if self._capture is not None and id(optimizer) not in self._optimizers:
+            with self._stopwatch:
+                self._optimizers[id(optimizer)] = optimizer
+                self._measure(trainer, pl_module, optimizer, self._capture)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Report, once an optimizer has stepped."""
+        if self._optimizers:
+            with self._stopwatch:
+                self._report(trainer, pl_module)
+                self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def _start_anew(self) -> None:
+        self._warned: set[str] = set()
+        self._subspaces: dict[str, Tensor] = {}
+        self._printed = False
+        self._close()
+
+    def _close(self) -> None:
+        if self._capture is not None:
+            self._capture.close()
+        self._capture = None
+        self._optimizers: dict[int, Optimizer] = {}
+        self._spectra: dict[str, Spectrum] = {}
+        self._bounds: dict[str, GradientBound] = {}
+        self._overlaps: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, capture: RowCapture) -> None:
+        gradients = gradient_matrices(pl_module, self.layers, self.conv, optimizer)
+        if not gradients:
+            return
+        mine = list(gradients)
+        bounds = _over_processes(bounds_of_layers(pl_module, capture.layers, mine, self.conv), trainer)
+        factors = outer_products_of_layers(pl_module, capture.layers, mine) if trainer.world_size == 1 else {}
+        spectra = _Spectra({row.layer: row.bound for row in bounds}, factors)
+        values = shared_singular_values(gradients, trainer, spectra)
+        scale = _loss_scale(trainer, optimizer)
+        for name, gradient in gradients.items():
+            dtype = _MIXED.get(str(trainer.precision), gradient.dtype)
+            self._spectra[name] = _spectrum(values[name] / scale, gradient, dtype)
+        self._bounds.update({row.layer: row for row in bounds})
+        self._compare_subspaces(gradients)
+        if self.update:
+            weights = trainable_weights(pl_module, mine, self.conv)
+            self._before.update({name: matrix.clone() for weight in weights for name, matrix in weight.matrices.items()})
+
+    def _compare_subspaces(self, gradients: Mapping[str, Tensor]) -> None:
+        rank = self.subspace_rank
+        for name, gradient in gradients.items():
+            if rank is None or gradient.dim() != 2 or min(gradient.shape) <= rank or not self._spectra[name].is_finite():
+                continue
+            now = leading_subspace(gradient, rank, torch.Generator(gradient.device).manual_seed(0))
+            before = self._subspaces.get(name)
+            if before is not None and before.shape == now.shape:
+                self._overlaps[name] = ((before.mT @ now).square().sum() / rank).double().cpu()
+            self._subspaces[name] = now
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = step_axis(trainer)
+        warn_of_nan(self._spectra, step, self._warned)
+        self._print_once(trainer)
+        groups = {"gradient_rank": self._spectra}
+        if self.update:
+            groups["update_rank"] = self._update_spectra(trainer, pl_module)
+        if self.moments:
+            groups["moment_rank"] = self._moment_spectra(trainer, pl_module)
+        scalars: dict[Tag, float] = {}
+        arrays: dict[Tag, NDArray[np.float32]] = {}
+        for group, spectra in groups.items():
+            values = measured(spectra, self.measures) | (self._against_bounds() if group == "gradient_rank" else {})
+            scalars.update(tagged(group, values, shows_layers(self.scalars, len(spectra))))
+            arrays.update(spectra_by_tag(group, spectra))
+        write_report(trainer, Report(step, scalars | self._stopwatch.cost("gradient_rank", step), arrays))
+
+    def _against_bounds(self) -> dict[str, dict[str, Tensor]]:
+        known = {name: row for name, row in self._bounds.items() if row.bound is not None}
+        ranks = {name: numerical_rank(s.singular_values, s.rtol or 0, s.noise) for name, s in self._spectra.items()}
+        values: dict[str, dict[str, Any]] = {
+            "bound": {name: row.bound for name, row in known.items()},
+            "utilization": {name: ranks[name] / row.bound for name, row in known.items() if row.bound},
+            "input_rank": {name: row.input_rank for name, row in known.items() if row.input_rank is not None},
+            "delta_rank": {name: row.delta_rank for name, row in known.items() if row.delta_rank is not None},
+            f"subspace_overlap_{self.subspace_rank}": self._overlaps,
+        }
+        return {
+            measure: {name: torch.as_tensor(value, dtype=torch.float64) for name, value in of_layers.items()}
+            for measure, of_layers in values.items()
+        }
+
+    def _update_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
+        weights = trainable_weights(pl_module, list(self._before), self.conv) if self._before else []
+        after = {name: matrix for weight in weights for name, matrix in weight.matrices.items()}
+        updates = {name: matrix.double() - self._before[name].double() for name, matrix in after.items()}
+        values = shared_singular_values(updates, trainer)
+        spectra = {}
+        for name, matrix in after.items():
+            shape = tuple(matrix.shape)
+            # The update is lost in the rounding of the weights, before and after, not in its own.
+            norm = torch.linalg.vector_norm(matrix.double()).cpu()
+            spectra[name] = Spectrum(values[name], shape, 2 * rounding_noise(norm[None], shape, matrix.dtype), 0.0)
+        return spectra
+
+    def _moment_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
+        moments: dict[str, Tensor] = {}
+        for path, module, parameter, matrices in trainable_weights(pl_module, list(self._spectra), self.conv):
+            for optimizer in self._optimizers.values():
+                for key, moment in optimizer.state.get(parameter, {}).items():
+                    if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                        views = matrix_views(path, module, moment, self.conv) or {}
+                        moments.update({f"{name}.{key}": view for name, view in views.items() if name in matrices})
+        values = shared_singular_values(moments, trainer)
+        return {name: _spectrum(values[name], moment, moment.dtype) for name, moment in moments.items()}
+
+    def _print_once(self, trainer: Trainer) -> None:
+        if not self._printed and trainer.is_global_zero and self._bounds:
+            print(f"Bounds of the gradients' ranks at step {step_axis(trainer)}:\n{BoundTable(self._bounds.values())}")
+        self._printed = True
+
+
+class _Spectra:
+    """Singular values of gradients by the cheapest exact route that each allows."""
+
+    def __init__(self, bounds: Mapping[str, int | None], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        self.bounds = bounds
+        self.factors = factors
+
+    def __call__(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        quick = {name: self._quick(name, gradient) for name, gradient in gradients.items()}
+        full = singular_values_of_each({name: gradients[name] for name, values in quick.items() if values is None})
+        return {name: full[name] if values is None else values for name, values in quick.items()}
+
+    def _quick(self, name: str, gradient: Tensor) -> Tensor | None:
+        bound = self.bounds.get(name)
+        # A sketch cannot certify the last digits of float64.
+        if bound is None or bound > _SMALL * min(gradient.shape) or gradient.dim() != 2 or gradient.dtype == torch.float64:
+            return None
+        return self._from_outer_products(name, gradient) if name in self.factors else _from_sketch(gradient, bound)
+
+    def _from_outer_products(self, name: str, gradient: Tensor) -> Tensor | None:
+        inputs, deltas = self.factors[name]
+        bound = self.bounds[name] or 0
+        if len(inputs) > _SMALL * min(gradient.shape):
+            return _from_sketch(gradient, bound)
+        values = outer_product_singular_values(deltas, inputs)
+        norm = torch.linalg.vector_norm(gradient.float())
+        # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
+        same = (torch.linalg.vector_norm(values) - norm).abs() <= _SAME * norm
+        return values if same else _from_sketch(gradient, bound)
+
+
+def _from_sketch(gradient: Tensor, bound: int) -> Tensor | None:
+    values, residual = low_rank_singular_values(gradient, bound, torch.Generator(gradient.device).manual_seed(0))
+    return values if residual <= rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0] else None
+
+
+def _spectrum(values: Tensor, matrix: Tensor, dtype: torch.dtype) -> Spectrum:
+    shape = tuple(matrix.shape)
+    return Spectrum(values, shape, rounding_noise(values, shape, dtype), rounding_rtol(shape, dtype))
+
+
+def _over_processes(bounds: BoundTable, trainer: Trainer) -> BoundTable:
+    """The bounds of the averaged gradient: those of every process's batch, added up."""
+    if trainer.world_size == 1:
+        return bounds
+    local = torch.tensor([torch.nan if row.bound is None else row.bound for row in bounds], dtype=torch.float64)
+    total = trainer.strategy.reduce(local.to(trainer.strategy.root_device), reduce_op="sum").tolist()
+    return BoundTable(_capped(row, bound, trainer.world_size) for row, bound in zip(bounds, total, strict=True))
+
+
+def _capped(row: GradientBound, total: float, processes: int) -> GradientBound:
+    if row.bound is None or total != total:
+        return row._replace(bound=None)
+    *blocks, rows, columns = row.shape
+    whole = min(rows, columns) * torch.Size(blocks).numel()
+    if total >= whole:
+        return row._replace(bound=whole, reason="its own shape")
+    return row._replace(bound=int(total), reason=f"{row.reason}, in each of {processes} processes")
+
+
+def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """What the gradient is still multiplied by: fused optimizers undo a GradScaler's scale inside their step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler.get_scale() if scaler and getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0

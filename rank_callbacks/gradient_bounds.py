@@ -1,0 +1,318 @@
+"""The rank that each layer's gradient can reach, and what binds it, in words."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from rank_callbacks import functional
+from rank_callbacks.matrices import Layers, trainable_weights
+from rank_callbacks.matrices.activations import LayerRows, RowCapture, has_known_bound
+
+__all__ = ["BoundTable", "GradientBound", "bounds_of_layers", "gradient_rank_bounds", "outer_products_of_layers"]
+
+_LOSSES = ("cross_entropy", "mse")
+# Rows beyond the rank that is looked for: a random sample of so many shows it.
+_MORE_THAN_NEEDED = 8
+# Softmax cross-entropy gives rows that sum to zero up to rounding; other losses do not.
+_ZERO_SUM = 1e-3
+
+
+class GradientBound(NamedTuple):
+    """What bounds the rank of one matrix's gradient.
+
+    Args:
+        layer: Name of the matrix.
+        shape: Its shape.
+        bound: The rank that the gradient cannot exceed; None if no bound is known for this kind of layer.
+        reason: What binds it.
+        input_rank: Measured rank of the layer's inputs, up to min(m, n); None if not measured.
+        delta_rank: Measured rank of the layer's output gradients, up to min(m, n); None if not measured.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    bound: int | None
+    reason: str
+    input_rank: int | None = None
+    delta_rank: int | None = None
+
+
+class BoundTable(tuple[GradientBound, ...]):
+    """A ``GradientBound`` a matrix; printed, a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        cells = [("layer", "shape", "bound", "bound by")]
+        cells += [
+            (row.layer, " x ".join(map(str, row.shape)), "-" if row.bound is None else str(row.bound), row.reason)
+            for row in self
+        ]
+        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        return "\n".join(
+            f"{layer:<{widths[0]}}  {shape:<{widths[1]}}  {bound:>{widths[2]}}  {reason}"
+            for layer, shape, bound, reason in cells
+        )
+
+
+def gradient_rank_bounds(
+    model: nn.Module,
+    example_input: Any,  # ruff: ignore[any-type]
+    loss: str | Callable[[Any], Tensor] = "cross_entropy",
+    layers: Layers = None,
+) -> BoundTable:
+    """The rank that the gradient of every weight can reach on a batch like ``example_input``, before paying for a run.
+
+    A float64 copy of the model runs forward and backward once; the bound of a matrix is the least of its shape, the outer
+    products that the batch adds, and the measured ranks of its inputs and of its output gradients. The model, its buffers,
+    gradients and the global random state stay as they are.
+
+    Args:
+        model: Any module, called as ``model(example_input)``; a tuple is unpacked, a dict becomes keyword arguments.
+        example_input: A batch of the size and kind that training will use. Gaussian noise does; zeros have rank 0.
+        loss: ``"cross_entropy"`` with random labels, over the last dimension of the output, or the second of a
+            four-dimensional one; ``"mse"`` to a random target; or a function of the model's output that gives a scalar.
+        layers: Which matrices: see ``rank_callbacks.matrices.select``.
+
+    Returns:
+        A row a trainable weight matrix, in the order of the model. Layers of a kind with no known bound, and those that
+        the model did not run, say so and have none.
+
+    Raises:
+        ValueError: If the model refuses the input, the loss is not known or gives no scalar, or ``layers`` matches nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> print(gradient_rank_bounds(model, torch.randn(16, 20)))
+        layer     shape    bound  bound by
+        0.weight  64 x 20     16  batch of 16
+        2.weight  10 x 64      9  10 classes under cross-entropy
+    """
+    if not callable(loss) and loss not in _LOSSES:
+        raise ValueError(f"Expected loss to be one of {', '.join(_LOSSES)} or a function of the output, got {loss!r}.")
+    twin = copy.deepcopy(model).double()
+    twin.zero_grad()
+    capture = RowCapture(twin, torch.Generator().manual_seed(0))
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            _scalar(loss, _output(twin, example_input)).backward()
+    finally:
+        capture.close()
+    return bounds_of_layers(twin, capture.layers, layers)
+
+
+def bounds_of_layers(
+    model: nn.Module,
+    captured: Mapping[str, LayerRows],
+    layers: Layers = None,
+    conv: str = "filters",
+) -> BoundTable:
+    """The bound of every trainable matrix from the rows that its layers were seen to pass.
+
+    A parameter that several layers share, or a layer that runs several times, has the sum of their outer products.
+
+    Args:
+        model: The module that was captured.
+        captured: ``RowCapture.layers``.
+        layers: Which matrices.
+        conv: How a convolution kernel is a matrix.
+    """
+    order = list(captured.values())
+    rows = []
+    for _, module, parameter, matrices in trainable_weights(model, layers, conv):
+        users = _users(order, parameter)
+        for place, (matrix_name, matrix) in enumerate(matrices.items()):
+            part = _Part(matrix_name, tuple(matrix.shape), place, len(matrices))
+            if not users:
+                rows.append(GradientBound(part.name, part.shape, None, _without_bound(module)))
+            else:
+                terms = [_bound(part, user, name, order) for user, name in users]
+                rows.append(terms[0] if len(terms) == 1 else _sum(part, terms))
+    return BoundTable(rows)
+
+
+def outer_products_of_layers(
+    model: nn.Module, captured: Mapping[str, LayerRows], layers: Layers = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The rows (X, Δ) that the gradient ΔᵀX of each linear layer is the sum of, where all of them were caught."""
+    factors = {}
+    for _, _, parameter, matrices in trainable_weights(model, layers):
+        users = _users(list(captured.values()), parameter)
+        if len(users) == 1 and users[0][0].deltas and not users[0][0].sampled:
+            inputs, deltas = users[0][0].outer_products()
+            parts = deltas.chunk(len(matrices), dim=1)
+            factors.update({name: (inputs, part) for name, part in zip(matrices, parts, strict=True)})
+    return factors
+
+
+def _users(order: list[LayerRows], parameter: nn.Parameter) -> list[tuple[LayerRows, str]]:
+    """The captured layers that a parameter belongs to, and its name in each."""
+    return [(user, name) for user in order for name, p in user.module.named_parameters() if p is parameter]
+
+
+def _without_bound(module: nn.Module) -> str:
+    kind = type(module).__name__
+    return f"{kind} did not run" if has_known_bound(module) else f"no bound is known for {kind}"
+
+
+class _Part(NamedTuple):
+    """One matrix of those stacked in a parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    place: int
+    parts: int
+
+
+class _Limit(NamedTuple):
+    """A number that the rank cannot exceed, and why."""
+
+    rank: int
+    reason: str
+
+
+def _bound(part: _Part, layer: LayerRows, parameter: str, order: list[LayerRows]) -> GradientBound:
+    *blocks, rows, columns = part.shape
+    whole = min(rows, columns)
+    limits = [_outer_products(part, layer, parameter), _Limit(whole, "its own shape")]
+    input_rank = delta_rank = None
+    if layer.deltas:
+        inputs, deltas = layer.outer_products()
+        deltas = deltas.chunk(part.parts, dim=1)[part.place]
+        input_rank, delta_rank = (_rank(factor, whole, layer.sampled) for factor in (inputs, deltas))
+        limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]
+        limits += [] if delta_rank is None else [_Limit(delta_rank, _delta_in_words(delta_rank, deltas, layer, order))]
+    elif layer.inputs and parameter.startswith("weight_ih_l0"):
+        input_rank = _rank(torch.cat(layer.inputs), whole, layer.sampled)
+        limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]
+    least = min(limits, key=lambda limit: limit.rank)
+    return GradientBound(part.name, part.shape, least.rank * math.prod(blocks), least.reason, input_rank, delta_rank)
+
+
+def _sum(part: _Part, terms: list[GradientBound]) -> GradientBound:
+    *blocks, rows, columns = part.shape
+    whole = min(rows, columns) * math.prod(blocks)
+    total = sum(term.bound or 0 for term in terms)
+    reasons = " + ".join(term.reason for term in terms)
+    return GradientBound(part.name, part.shape, min(whole, total), "its own shape" if total >= whole else reasons)
+
+
+def _outer_products(part: _Part, layer: LayerRows, parameter: str) -> _Limit:
+    """How many outer products the gradient is a sum of."""
+    if layer.tokens:
+        padding = cast("int | None", layer.module.padding_idx)
+        distinct = functional.embedding_gradient_bound(torch.cat(layer.tokens), part.shape[-1], padding)
+        return _Limit(distinct, f"{distinct} distinct tokens")
+    if layer.queries:
+        return _attention_limit(part, layer, parameter)
+    if "_hh" in parameter:
+        return _Limit(layer.rows_with_state, f"{_rows_in_words(layer)}, of which the first step meets no state")
+    return _Limit(layer.rows, _rows_in_words(layer))
+
+
+def _attention_limit(part: _Part, layer: LayerRows, parameter: str) -> _Limit:
+    attention = cast("nn.MultiheadAttention", layer.module)
+    keys = layer.keys + (attention.bias_k is not None) + bool(attention.add_zero_attn)
+    bounds = functional.attention_gradient_bounds(
+        attention.embed_dim, layer.samples, layer.queries, keys, heads=attention.num_heads
+    )
+    # in_proj_weight.q, q_proj_weight or out_proj.weight
+    role = part.name[-1] if part.parts == 3 else parameter.partition("_")[0]
+    length = f"sequence of {layer.keys if role in {'k', 'v'} else layer.queries}"
+    length += ", less one that softmax does not see" if role == "k" else ""
+    return _Limit(bounds[role], length if layer.samples == 1 else f"batch of {layer.samples} x {length}")
+
+
+def _rows_in_words(layer: LayerRows) -> str:
+    positions = layer.rows // max(layer.samples, 1)
+    if isinstance(layer.module, nn.modules.conv._ConvNd):
+        stride = max(layer.module.stride)
+        each = f"stride {stride}: {positions} positions" if stride > 1 else f"{positions} positions"
+    elif positions == 1:
+        return f"batch of {layer.samples}"
+    else:
+        each = f"sequence of {positions}"
+    return each if layer.samples == 1 else f"batch of {layer.samples} x {each}"
+
+
+def _input_in_words(rank: int, layer: LayerRows, order: list[LayerRows]) -> str:
+    return f"input of rank {rank}{_narrowest(order[: order.index(layer)], rank)}"
+
+
+def _delta_in_words(rank: int, deltas: Tensor, layer: LayerRows, order: list[LayerRows]) -> str:
+    if rank == deltas.shape[1] - 1 and deltas.double().sum(1).norm() < _ZERO_SUM * deltas.double().norm():
+        return f"{deltas.shape[1]} classes under cross-entropy"
+    return f"output gradient of rank {rank}{_narrowest(order[order.index(layer) + 1 :], rank)}"
+
+
+def _narrowest(layers: list[LayerRows], rank: int) -> str:
+    """The linear layer whose width explains a rank: biases on the way may each have added one."""
+    widths = {layer.name: min(layer.module.weight.shape) for layer in layers if isinstance(layer.module, nn.Linear)}
+    name = min(widths, key=lambda name: widths[name], default="")
+    return f" from {name}" if name and rank - len(layers) <= widths[name] <= rank else ""
+
+
+def _rank(rows: Tensor, most: int, sampled: bool) -> int | None:
+    """The exact rank of rows, up to ``most``; None if they are a sample that cannot tell."""
+    if len(rows) > most + _MORE_THAN_NEEDED:
+        stride = len(rows) // (most + _MORE_THAN_NEEDED)
+        if _exact_rank(rows[::stride]) >= most:
+            return most
+    rank = min(_exact_rank(rows), most)
+    return None if sampled and rank < most else rank
+
+
+def _exact_rank(matrix: Tensor) -> int:
+    values = functional.singular_values(matrix)
+    shape = tuple(matrix.shape)
+    noise = functional.rounding_noise(values, shape, matrix.dtype)
+    rank = functional.numerical_rank(values, functional.rounding_rtol(shape, matrix.dtype), noise)
+    return min(shape) if rank.isnan() else int(rank)
+
+
+def _output(model: nn.Module, example_input: Any) -> Any:  # ruff: ignore[any-type]
+    prepared = _in_double(example_input)
+    try:
+        if isinstance(prepared, dict):
+            return model(**prepared)
+        return model(*prepared) if isinstance(prepared, tuple) else model(prepared)
+    except Exception as error:
+        raise ValueError(f"Expected an example_input that the model takes, but it refuses: {error}") from error
+
+
+def _in_double(value: Any) -> Any:  # ruff: ignore[any-type]
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _in_double(item) for key, item in value.items()}
+    return type(value)(map(_in_double, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _scalar(loss: str | Callable[[Any], Tensor], output: Any) -> Tensor:  # ruff: ignore[any-type]
+    if callable(loss):
+        value = loss(output)
+    else:
+        output = output[0] if isinstance(output, tuple) else output
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise ValueError(f"Expected a tensor from the model for loss={loss!r}, got {kind}: give a function of it as loss.")
+        value = _mse(output) if loss == "mse" else _cross_entropy(output)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise ValueError("Expected loss to give a scalar that depends on the model's trainable parameters.")
+    return value
+
+
+def _mse(output: Tensor) -> Tensor:
+    return nn.functional.mse_loss(output, torch.randn_like(output))
+
+
+def _cross_entropy(output: Tensor) -> Tensor:
+    logits = output.movedim(1, -1) if output.dim() == 4 else output
+    logits = logits.reshape(-1, logits.shape[-1])
+    return nn.functional.cross_entropy(logits, torch.randint(logits.shape[1], (len(logits),), device=logits.device))
