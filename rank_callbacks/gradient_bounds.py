@@ -145,7 +145,7 @@ def outer_products_of_layers(
     for _, _, parameter, matrices in trainable_weights(model, layers):
         users = _users(list(captured.values()), parameter)
         if len(users) == 1 and users[0][0].deltas and not users[0][0].sampled:
-            inputs, deltas = users[0][0].outer_products()
+            inputs, deltas = users[0][0].outer_products
             parts = deltas.chunk(len(matrices), dim=1)
             factors.update({name: (inputs, part) for name, part in zip(matrices, parts, strict=True)})
     return factors
@@ -183,7 +183,7 @@ def _bound(part: _Part, layer: LayerRows, parameter: str, order: list[LayerRows]
     limits = [_outer_products(part, layer, parameter), _Limit(whole, "its own shape")]
     input_rank = delta_rank = None
     if layer.deltas:
-        inputs, deltas = layer.outer_products()
+        inputs, deltas = layer.outer_products
         deltas = deltas.chunk(part.parts, dim=1)[part.place]
         input_rank, delta_rank = (_rank(factor, whole, layer.sampled) for factor in (inputs, deltas))
         limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]

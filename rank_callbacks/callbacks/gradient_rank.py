@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ __all__ = ["GradientRankMonitor"]
 # A sketch or a b x b problem is cheaper than a full spectrum while the bound is below this share of min(m, n).
 _SMALL = 1 / 3
 # Norms of a gradient and of the outer products it should be the sum of: closer than this, in float32, they are the same.
-_SAME = 1e-5
+_SAME = 1e-6
 # What the gradient was rounded to on its way, whatever type it is stored in.
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -208,24 +209,29 @@ class GradientRankMonitor(Callback):
         mine = list(gradients)
         bounds = _over_processes(bounds_of_layers(pl_module, capture.layers, mine, self.conv), trainer)
         factors = outer_products_of_layers(pl_module, capture.layers, mine) if trainer.world_size == 1 else {}
-        spectra = _Spectra({row.layer: row.bound for row in bounds}, factors)
-        values = shared_singular_values(gradients, trainer, spectra)
+        values = _from_outer_products(gradients, factors)
+        limits = {row.layer: row.bound for row in bounds}
+        others = {name: gradient for name, gradient in gradients.items() if name not in values}
+        values.update(shared_singular_values(others, trainer, partial(_sketched_or_full, limits)))
         scale = _loss_scale(trainer, optimizer)
         for name, gradient in gradients.items():
             dtype = _MIXED.get(str(trainer.precision), gradient.dtype)
             self._spectra[name] = _spectrum(values[name] / scale, gradient, dtype)
         self._bounds.update({row.layer: row for row in bounds})
-        self._compare_subspaces(gradients)
+        products = {name: [factors[name][1].mT, factors[name][0]] for name in factors if name not in others}
+        self._compare_subspaces({name: products.get(name, [gradient]) for name, gradient in gradients.items()})
         if self.update:
             weights = trainable_weights(pl_module, mine, self.conv)
             self._before.update({name: matrix.clone() for weight in weights for name, matrix in weight.matrices.items()})
 
-    def _compare_subspaces(self, gradients: Mapping[str, Tensor]) -> None:
+    def _compare_subspaces(self, gradients: Mapping[str, list[Tensor]]) -> None:
+        """Compare with the last report, from each gradient or from the factors that it is the product of."""
         rank = self.subspace_rank
-        for name, gradient in gradients.items():
-            if rank is None or gradient.dim() != 2 or min(gradient.shape) <= rank or not self._spectra[name].is_finite():
+        for name, factors in gradients.items():
+            spectrum = self._spectra[name]
+            if rank is None or len(spectrum.shape) > 2 or min(spectrum.shape) <= rank or not spectrum.is_finite():
                 continue
-            now = leading_subspace(gradient, rank, torch.Generator(gradient.device).manual_seed(0))
+            now = leading_subspace(factors, rank, torch.Generator(factors[0].device).manual_seed(0))
             before = self._subspaces.get(name)
             if before is not None and before.shape == now.shape:
                 self._overlaps[name] = ((before.mT @ now).square().sum() / rank).double().cpu()
@@ -293,38 +299,31 @@ class GradientRankMonitor(Callback):
         self._printed = True
 
 
-class _Spectra:
-    """Singular values of gradients by the cheapest exact route that each allows."""
-
-    def __init__(self, bounds: Mapping[str, int | None], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        self.bounds = bounds
-        self.factors = factors
-
-    def __call__(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        quick = {name: self._quick(name, gradient) for name, gradient in gradients.items()}
-        full = singular_values_of_each({name: gradients[name] for name, values in quick.items() if values is None})
-        return {name: full[name] if values is None else values for name, values in quick.items()}
-
-    def _quick(self, name: str, gradient: Tensor) -> Tensor | None:
-        bound = self.bounds.get(name)
-        # A sketch cannot certify the last digits of float64.
-        if bound is None or bound > _SMALL * min(gradient.shape) or gradient.dim() != 2 or gradient.dtype == torch.float64:
-            return None
-        return self._from_outer_products(name, gradient) if name in self.factors else _from_sketch(gradient, bound)
-
-    def _from_outer_products(self, name: str, gradient: Tensor) -> Tensor | None:
-        inputs, deltas = self.factors[name]
-        bound = self.bounds[name] or 0
-        if len(inputs) > _SMALL * min(gradient.shape):
-            return _from_sketch(gradient, bound)
-        values = outer_product_singular_values(deltas, inputs)
-        norm = torch.linalg.vector_norm(gradient.float())
-        # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
-        same = (torch.linalg.vector_norm(values) - norm).abs() <= _SAME * norm
-        return values if same else _from_sketch(gradient, bound)
+def _from_outer_products(gradients: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Singular values of those gradients that are, to rounding, the sum of few outer products."""
+    found = {}
+    for name, (inputs, deltas) in factors.items():
+        gradient = gradients[name]
+        if len(inputs) <= _SMALL * min(gradient.shape) and gradient.dtype != torch.float64:
+            values = outer_product_singular_values(deltas, inputs)
+            norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gradient.float(), dim=1).double())
+            # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
+            if (torch.linalg.vector_norm(values) - norm).abs() <= _SAME * norm:
+                found[name] = values.cpu()
+    return found
 
 
-def _from_sketch(gradient: Tensor, bound: int) -> Tensor | None:
+def _sketched_or_full(bounds: Mapping[str, int | None], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Singular values of gradients, by a sketch where the bound is small and the sketch proves itself."""
+    sketched = {name: _sketched(gradient, bounds.get(name)) for name, gradient in gradients.items()}
+    full = singular_values_of_each({name: gradients[name] for name, values in sketched.items() if values is None})
+    return {name: full[name] if values is None else values for name, values in sketched.items()}
+
+
+def _sketched(gradient: Tensor, bound: int | None) -> Tensor | None:
+    # A sketch cannot certify the last digits of float64.
+    if bound is None or bound > _SMALL * min(gradient.shape) or gradient.dim() > 2 or gradient.dtype == torch.float64:
+        return None
     values, residual = low_rank_singular_values(gradient, bound, torch.Generator(gradient.device).manual_seed(0))
     return values if residual <= rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0] else None
 

@@ -168,7 +168,7 @@ class WeightRankMonitor(Callback):
         matrices = {name: matrix for name, matrix in matrices.items() if "lora_" not in name}
         if not self._initial:
             self._initial = {name: matrix.clone() for name, matrix in matrices.items()}
-        changes = {name: matrix.double() - self._initial[name].to(matrix) for name, matrix in matrices.items()}
+        changes = {name: _difference(matrix, self._initial[name]) for name, matrix in matrices.items()}
         values = shared_singular_values(changes, trainer)
         # Both ends of the difference were rounded, each to about as much as the weight is now.
         return {name: Spectrum(values[name], now[name].shape, 2 * now[name].noise) for name in changes}
@@ -181,3 +181,8 @@ class WeightRankMonitor(Callback):
             scalars.update(tagged(group, values, shows_layers(self.scalars, len(of_layers))))
             arrays.update(spectra_by_tag(group, of_layers))
         return Report(step, scalars | self._stopwatch.cost("weight_rank", step), arrays)
+
+
+def _difference(now: Tensor, before: Tensor) -> Tensor:
+    wide = torch.promote_types(now.dtype, torch.float64)  # complex128 for the frequencies of a convolution
+    return now.to(wide) - before.to(now.device, wide)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -52,8 +52,12 @@ class LayerRows:
     tokens: list[Tensor] = field(default_factory=list)
     sampled: bool = False
 
+    @cached_property
     def outer_products(self) -> tuple[Tensor, Tensor]:
-        """The pairs of rows (X, Δ) that add to the gradient ΔᵀX of a linear layer: those of which neither is zero."""
+        """The pairs of rows (X, Δ) that add to the gradient ΔᵀX of a linear layer: those of which neither is zero.
+
+        To be asked for once the passes are over.
+        """
         inputs = torch.cat([self.inputs[call] for call in sorted(self.deltas)])
         deltas = torch.cat([self.deltas[call] for call in sorted(self.deltas)])
         counts = inputs.any(1) & deltas.any(1)
@@ -74,7 +78,7 @@ class RowCapture:
         >>> capture = RowCapture(model, torch.Generator())
         >>> model(torch.ones(5, 3)).sum().backward()
         >>> capture.close()
-        >>> inputs, deltas = capture.layers["0"].outer_products()
+        >>> inputs, deltas = capture.layers["0"].outer_products
         >>> inputs.shape, deltas.shape
         (torch.Size([5, 3]), torch.Size([5, 2]))
     """
