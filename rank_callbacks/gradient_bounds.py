@@ -271,8 +271,7 @@ def _rank(rows: Tensor, most: int, sampled: bool) -> int | None:
 def _exact_rank(matrix: Tensor) -> int:
     values = functional.singular_values(matrix)
     shape = tuple(matrix.shape)
-    noise = functional.rounding_noise(values, shape, matrix.dtype)
-    rank = functional.numerical_rank(values, functional.rounding_rtol(shape, matrix.dtype), noise)
+    rank = functional.numerical_rank(values, functional.rounding_rtol(shape, matrix.dtype), functional.rounding_noise(matrix))
     return min(shape) if rank.isnan() else int(rank)
 
 

@@ -204,6 +204,8 @@ class GradientRankMonitor(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, capture: RowCapture) -> None:
         gradients = gradient_matrices(pl_module, self.layers, self.conv, optimizer)
+        if pl_module.device.type == "mps":  # has no float64
+            gradients = {name: gradient.cpu() for name, gradient in gradients.items()}
         if not gradients:
             return
         mine = list(gradients)
@@ -216,7 +218,7 @@ class GradientRankMonitor(Callback):
         scale = _loss_scale(trainer, optimizer)
         for name, gradient in gradients.items():
             dtype = _MIXED.get(str(trainer.precision), gradient.dtype)
-            self._spectra[name] = _spectrum(values[name] / scale, gradient, dtype)
+            self._spectra[name] = Spectrum.of(values[name] / scale, gradient / scale, dtype, exact=True)
         self._bounds.update({row.layer: row for row in bounds})
         products = {name: [factors[name][1].mT, factors[name][0]] for name in factors if name not in others}
         self._compare_subspaces({name: products.get(name, [gradient]) for name, gradient in gradients.items()})
@@ -274,13 +276,9 @@ class GradientRankMonitor(Callback):
         after = {name: matrix for weight in weights for name, matrix in weight.matrices.items()}
         updates = {name: matrix.double() - self._before[name].double() for name, matrix in after.items()}
         values = shared_singular_values(updates, trainer)
-        spectra = {}
-        for name, matrix in after.items():
-            shape = tuple(matrix.shape)
-            # The update is lost in the rounding of the weights, before and after, not in its own.
-            norm = torch.linalg.vector_norm(matrix.double()).cpu()
-            spectra[name] = Spectrum(values[name], shape, 2 * rounding_noise(norm[None], shape, matrix.dtype), 0.0)
-        return spectra
+        # An update is lost in the rounding of the weights, before and after, not in its own.
+        noise = {name: 2 * rounding_noise(matrix).amax().cpu() for name, matrix in after.items()}
+        return {name: Spectrum(values[name], tuple(matrix.shape), noise[name], 0.0) for name, matrix in after.items()}
 
     def _moment_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
         moments: dict[str, Tensor] = {}
@@ -291,7 +289,7 @@ class GradientRankMonitor(Callback):
                         views = matrix_views(path, module, moment, self.conv) or {}
                         moments.update({f"{name}.{key}": view for name, view in views.items() if name in matrices})
         values = shared_singular_values(moments, trainer)
-        return {name: _spectrum(values[name], moment, moment.dtype) for name, moment in moments.items()}
+        return {name: Spectrum.of(values[name], moment, exact=True) for name, moment in moments.items()}
 
     def _print_once(self, trainer: Trainer) -> None:
         if not self._printed and trainer.is_global_zero and self._bounds:
@@ -326,11 +324,6 @@ def _sketched(gradient: Tensor, bound: int | None) -> Tensor | None:
         return None
     values, residual = low_rank_singular_values(gradient, bound, torch.Generator(gradient.device).manual_seed(0))
     return values if residual <= rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0] else None
-
-
-def _spectrum(values: Tensor, matrix: Tensor, dtype: torch.dtype) -> Spectrum:
-    shape = tuple(matrix.shape)
-    return Spectrum(values, shape, rounding_noise(values, shape, dtype), rounding_rtol(shape, dtype))
 
 
 def _over_processes(bounds: BoundTable, trainer: Trainer) -> BoundTable:

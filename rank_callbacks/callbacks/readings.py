@@ -48,6 +48,13 @@ class Spectrum(NamedTuple):
     noise: Tensor
     rtol: float | None = None
 
+    @classmethod
+    def of(cls, singular_values: Tensor, matrix: Tensor, dtype: torch.dtype | None = None, exact: bool = False) -> Spectrum:
+        """The spectrum of ``matrix``, last rounded to ``dtype``; ``exact`` counts rank at the tolerance of exact rank."""
+        shape = tuple(matrix.shape)
+        noise = functional.rounding_noise(matrix, dtype).amax().cpu()
+        return cls(singular_values, shape, noise, functional.rounding_rtol(shape, dtype or matrix.dtype) if exact else None)
+
     def is_finite(self) -> bool:
         """Whether the matrix could be measured."""
         return bool(self.singular_values.isfinite().all())

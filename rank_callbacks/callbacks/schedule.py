@@ -19,7 +19,7 @@ class every:
         n: Steps between two measurements, from 1.
 
     Raises:
-        ValueError: If ``n`` is below 1.
+        ValueError: If ``n`` is below 1 or not whole.
 
     Example:
         >>> [step for step in range(300) if every(100)(step)]
@@ -29,7 +29,7 @@ class every:
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1:
+        if self.n < 1 or self.n % 1:
             raise ValueError(f"Expected every_n_steps to be a whole number from 1, got {self.n}.")
 
     def __call__(self, step: int) -> bool:

@@ -59,7 +59,9 @@ def shared_singular_values(
     parts = [
         mine[name] if name in mine else torch.zeros(n, dtype=torch.float64) for name, n in zip(matrices, lengths, strict=True)
     ]
-    together = torch.cat([part.to(trainer.strategy.root_device) for part in parts])
+    # Not to the root device of a single process: mps has no float64, and singular values of its matrices are on the CPU.
+    device = trainer.strategy.root_device if trainer.world_size > 1 else parts[0].device
+    together = torch.cat([part.to(device) for part in parts])
     if trainer.world_size > 1:
         together = trainer.strategy.reduce(together, reduce_op="sum")
     return dict(zip(matrices, together.cpu().split(lengths), strict=True))

@@ -17,7 +17,6 @@ from rank_callbacks.callbacks.schedule import every
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.catalog import find_measure
-from rank_callbacks.functional import rounding_noise
 from rank_callbacks.matrices import check_conv, weight_matrices
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import Report, write_report
@@ -118,8 +117,9 @@ class WeightRankMonitor(Callback):
         self._initial = state_dict["initial"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
-        self._last_step, self._initial, self._warned = None, {}, set()
+        """Forget an earlier fit when another starts; validation keeps what a checkpoint needs."""
+        if stage == "fit":
+            self._last_step, self._initial, self._warned = None, {}, set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
@@ -156,9 +156,7 @@ class WeightRankMonitor(Callback):
     def _weight_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
         matrices = weight_matrices(pl_module, self.layers, self.conv)
         values = shared_singular_values(matrices, trainer)
-        shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
-        noise = {name: rounding_noise(values[name], shapes[name], matrix.dtype) for name, matrix in matrices.items()}
-        return {name: Spectrum(values[name], shapes[name], noise[name]) for name in matrices}
+        return {name: Spectrum.of(values[name], matrix) for name, matrix in matrices.items()}
 
     def _change_spectra(
         self, trainer: Trainer, pl_module: LightningModule, now: Mapping[str, Spectrum]

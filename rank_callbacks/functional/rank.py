@@ -338,31 +338,41 @@ def mp_soft_rank(singular_values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     if singular_values.shape[-1] == 0:
         return _undefined(singular_values)
-    scaled = _relative(singular_values)
-    return _random_norm(torch.linalg.vector_norm(scaled, dim=-1), shape).square()
+    *_, rows, columns = shape
+    edge = (math.sqrt(rows) + math.sqrt(columns)) ** 2 / math.prod(shape)
+    return edge * stable_rank(singular_values)
 
 
-def rounding_noise(singular_values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Spectral norm of the error that storing a matrix in ``dtype`` has left in it.
+def rounding_noise(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Spectral norm of the error that storing a matrix in a floating type has left in it: the floor of ``numerical_rank``.
 
-    1.2·u·rms(A)·(√m + √n), u a quarter of the dtype's epsilon. Rounding errors act as a random matrix; measured on random
-    and structured matrices their norm is .87 to 1.16 of the formula without the 1.2. The floor of ``numerical_rank``.
+    1.2·u·(largest row norm + largest column norm), u a quarter of the type's epsilon. Rounding errors act as a random
+    matrix, of spectral norm about that of its largest row plus its largest column; without the 1.2 the formula was within
+    16 % of it on random and structured matrices.
 
     Args:
-        singular_values: Shape ``(..., r)``, descending.
-        shape: Shape of the matrix, ``(m, n)``, or ``(blocks, m, n)`` of a block-diagonal one.
-        dtype: The type the matrix is *stored* in, whatever its spectrum was computed in.
+        matrix: Shape ``(..., m, n)``, any floating or complex type.
+        dtype: The type that it was last rounded to, if not its own.
 
     Returns:
-        Shape ``(...)``, float64, in the unit of the matrix; 0 for a zero or empty spectrum.
+        Shape ``(...)``, float64, in the unit of the matrix; 0 for a zero or empty matrix, NaN where it is not finite.
 
     Example:
-        >>> rounding_noise(torch.ones(64), (64, 64), torch.bfloat16)
-        tensor(0.0047, dtype=torch.float64)
+        >>> rounding_noise(torch.ones(64, 64, dtype=torch.bfloat16))
+        tensor(0.0375, dtype=torch.float64)
     """
-    if singular_values.shape[-1] == 0:
-        return torch.zeros(singular_values.shape[:-1], dtype=torch.float64, device=singular_values.device)
-    return 1.2 * torch.finfo(dtype).eps / 4 * _random_norm(frobenius_norm(singular_values), shape)
+    if matrix.numel() == 0:
+        return torch.zeros(matrix.shape[:-2], dtype=torch.float64, device=matrix.device)
+    scale = 1.2 / 4 * torch.finfo(dtype or matrix.dtype).eps
+    norms = _largest_row_and_column(matrix if matrix.dtype.itemsize > 2 else matrix.float())
+    if not (norms.isfinite() & (norms > 1e-15)).all():  # squares over- or underflow in float32
+        norms = _largest_row_and_column(matrix.to(torch.complex128 if matrix.is_complex() else torch.float64))
+    return scale * norms.double()
+
+
+def _largest_row_and_column(matrix: Tensor) -> Tensor:
+    rows, columns = (torch.linalg.vector_norm(matrix, dim=dim).amax(-1) for dim in (-1, -2))
+    return rows + columns
 
 
 def rounding_rtol(shape: tuple[int, ...], dtype: torch.dtype) -> float:
@@ -446,9 +456,3 @@ def _or_zero(measure: Tensor, singular_values: Tensor) -> Tensor:
 
 def _undefined(singular_values: Tensor) -> Tensor:
     return torch.full(singular_values.shape[:-1], torch.nan, dtype=torch.float64, device=singular_values.device)
-
-
-def _random_norm(frobenius: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Spectral norm of a large random matrix of that shape and Frobenius norm, rms·(√m + √n)."""
-    *_, rows, columns = shape
-    return frobenius / math.sqrt(math.prod(shape)) * (math.sqrt(rows) + math.sqrt(columns))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from rank_callbacks.matrices.layout import is_transposed_linear
 from rank_callbacks.matrices.parameters import plain_name
 
 __all__ = ["LayerRows", "RowCapture", "has_known_bound"]
@@ -137,6 +138,7 @@ def _on_gradient(layer: LayerRows, call: int, chosen: Tensor | None, gradient: T
 
 def _rows(tensor: Tensor, chosen: Tensor | None) -> Tensor:
     matrix = tensor.detach().reshape(-1, tensor.shape[-1])
+    matrix = matrix.cpu() if matrix.device.type == "mps" else matrix  # has no float64
     return matrix if chosen is None else matrix[chosen]
 
 
@@ -206,6 +208,6 @@ def has_known_bound(module: nn.Module) -> bool:
 
 
 def _record_of(module: nn.Module) -> Callable[..., None] | None:
-    if type(module).__name__ == "Conv1D":  # Hugging Face's Linear
+    if is_transposed_linear(module):
         return _linear
     return next((record for kinds, record in _RECORDS if isinstance(module, kinds)), None)

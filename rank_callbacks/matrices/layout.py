@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_conv", "matrix_views"]
+__all__ = ["check_conv", "is_transposed_linear", "matrix_views"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -33,7 +33,7 @@ def matrix_views(path: str, module: nn.Module, tensor: Tensor, conv: str = "filt
     ==========================================  ====================================================================
     parameter                                   matrices
     ==========================================  ====================================================================
-    ``Linear``, ``Bilinear`` and any other of   the tensor itself; ``path.q``, ``path.k``, ``path.v`` where it is a
+    ``Linear``, ``Embedding`` and any other of  the tensor itself; ``path.q``, ``path.k``, ``path.v`` where it is a
     two dimensions                              fused projection by its module's name and shape
     ``MultiheadAttention.in_proj_weight``       ``path.q``, ``path.k``, ``path.v``
     ``LSTM``, ``GRU``, ``RNN`` and cells        a matrix a gate: ``path.input``, ``.forget``, ``.cell``, ``.output``;
@@ -42,7 +42,10 @@ def matrix_views(path: str, module: nn.Module, tensor: Tensor, conv: str = "filt
     convolution, ``conv="slices"``              ``path.slices``: a C_out x C_in block for each place in the kernel
     convolution, ``conv="circular_32x32"``      ``path.circular_32x32``: the linear map on images of 32 x 32 with
                                                 periodic borders and stride 1, a block for each frequency
-    biases, norm scales, integer tensors        none
+    three dimensions, none of them 1, as in     a block-diagonal matrix, a block for each slice of the first
+    ``Bilinear`` and mixtures of experts        dimension
+    biases, norm scales, integer tensors,       none
+    vectors in modules that are not torch's
     ==========================================  ====================================================================
 
     The blocks of a grouped convolution, of slices and of frequencies are a leading dimension: a block-diagonal matrix.
@@ -71,15 +74,25 @@ def matrix_views(path: str, module: nn.Module, tensor: Tensor, conv: str = "filt
         return {}
     if isinstance(module, nn.modules.conv._ConvNd):
         return _kernel_views(path, module, tensor, conv)
-    if tensor.dim() != 2:
-        return {path: tensor} if isinstance(module, nn.Bilinear) else None
-    # Hugging Face's Linear, which stores the transpose; parametrised, it is of a subclass.
-    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
+    if tensor.dim() > 3 or (min(tensor.shape) == 1 and not _is_of_torch(module)):
+        return None
+    if tensor.dim() == 3:
+        return {path: tensor}
+    if is_transposed_linear(module):
         tensor = tensor.mT
     parts = _stacked_parts(path, module, tensor)
     if not parts:
         return {path: tensor}
     return {f"{path}.{part}": rows for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True)}
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return any(kind.__module__.startswith("torch.nn.modules") for kind in type(module).__mro__ if kind is not nn.Module)
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is Hugging Face's ``Conv1D``, a linear layer that stores the transpose; parametrised, it is a subclass."""
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
 
 
 def check_conv(conv: str) -> None:

@@ -40,7 +40,7 @@ def weight_matrices(model: nn.Module, layers: Layers = None, conv: str = "filter
       the layer multiplies by, computed in eval mode so that no buffer moves.
     - A pair of adapters ``lora_A`` (r x n), ``lora_B`` (m x r) appears as ``lora_BA``: an r x r matrix with the singular
       values of their product, its scale of alpha/r left out. The two themselves do not appear.
-    - Parameters of three and more dimensions that belong to no known module, such as position embeddings, are left out.
+    - Parameters that are not known to be matrices, such as position embeddings of shape (1, length, width), are left out.
 
     Args:
         model: Any module.
@@ -218,6 +218,6 @@ def _with_adapter_products(matrices: dict[str, Tensor]) -> dict[str, Tensor]:
 def _product_core(up: Tensor, down: Tensor) -> Tensor:
     """A small matrix with the singular values of ``up @ down``: the triangular factors of both, multiplied."""
     wide = torch.complex128 if up.is_complex() else torch.float64
-    up, down = up.to(wide), down.to(wide)
+    up, down = (factor.cpu().to(wide) if factor.device.type == "mps" else factor.to(wide) for factor in (up, down))
     core = torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.mT, mode="r").R.mT
     return core + 0 * (up.sum() + down.sum())  # QR makes finite numbers of a NaN

@@ -47,7 +47,7 @@ def select(matrices: Mapping[str, _T], layers: Layers, not_viewable: Mapping[str
 
 
 def _means(pattern: str, name: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _choices(names: Iterable[str], left_out: Mapping[str, str]) -> str:
