@@ -177,4 +177,4 @@ def _lower_gram(tall: Tensor) -> Tensor:
 
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in double precision."""
-    return tensor.cdouble() if tensor.is_complex() else tensor.double()
+    return tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()
