@@ -20,27 +20,21 @@ many times faster we are than x: below 1 we are slower.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
 import math
-import time
-import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.models import mlp, resnet18, transformer
+from benchmarks.timing import Call, Timing, in_turn, print_row, silence
 from rank_callbacks.callbacks.readings import Spectrum, measured
 from rank_callbacks.catalog import MEASURES
-from rank_callbacks.functional import rounding_noise, singular_values, singular_values_of_each
+from rank_callbacks.functional import singular_values, singular_values_of_each
 
 Shape = tuple[int, int]
-Call = Callable[[], object]
 
 # Each model with its width. --quick divides every size by SHRINKAGE.
 MODELS: dict[str, tuple[Callable[[int], nn.Module], int]] = {
@@ -52,8 +46,6 @@ SINGLE_SHAPES = [(4096, 384), (1024, 1024), (768, 3072), (512, 4608)]
 SHRINKAGE = 8
 BARS = {"768x3072": 5.0, "512x4608": 8.0, "resnet18": 7.0, "transformer": 1.8, "every shape": 0.95}
 
-# Seconds: a shorter call is repeated, since the first one after another candidate finds the caches cold.
-SHORTEST_TIMING = 5e-3
 # Ranks to compare with are 10, the number of classes; other parameters are the catalogue's.
 MEASURES_TAKEN = [f"{row.name}_10" if row.parameter and row.default is None else row.name for row in MEASURES.values()]
 
@@ -129,10 +121,6 @@ def print_bars(gains: Mapping[str, float]) -> None:
             print_row(name, [bar, "-"])
 
 
-def print_row(name: str, cells: Iterable[object], width: int = 17) -> None:
-    print(name.ljust(28) + "".join(str(cell).rjust(width) for cell in cells), flush=True)
-
-
 def weight_matrices(model: nn.Module) -> dict[str, Tensor]:
     """Weights as users look at them: output channels by everything else."""
     return {name: weight.detach().flatten(1) for name, weight in model.named_parameters() if weight.dim() > 1}
@@ -201,50 +189,6 @@ def weightwatcher() -> Callable[[nn.Module], int] | None:
     return analyze
 
 
-@contextlib.contextmanager
-def silence() -> Generator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable()
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-class Timing(NamedTuple):
-    """Milliseconds that a call takes: median and interquartile range over the rounds."""
-
-    median: float
-    spread: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.4g} ({self.spread / self.median:.0%})"
-
-
-def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, Timing]:
-    """Time every call once in every round, after a warm-up that finds out how often to repeat it."""
-    repeats = {name: enough_repeats(call) for name, call in calls.items()}
-    times = [[cpu_time(call, repeats[name]) for name, call in calls.items()] for _ in range(rounds)]
-    low, median, high = (1e3 * torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0)).tolist()
-    return {name: Timing(median[i], high[i] - low[i]) for i, name in enumerate(calls)}
-
-
-def enough_repeats(call: Call) -> int:
-    repeats = 1
-    while repeats * cpu_time(call, repeats) < SHORTEST_TIMING:
-        repeats *= 2
-    return repeats
-
-
-def cpu_time(call: Call, repeats: int) -> float:
-    """Seconds that this thread spends in one call."""
-    start = time.thread_time()
-    for _ in range(repeats):
-        call()
-    return (time.thread_time() - start) / repeats
-
-
 def gain(timings: Mapping[str, Timing], other: str) -> float:
     return timings[other].median / timings["ours"].median
 
@@ -260,7 +204,7 @@ def largest_errors(spectrum: Callable[[Tensor], Tensor], matrices: Iterable[Tens
 
 def readings(values: Tensor, matrix: Tensor) -> dict[str, float]:
     """Every measure of the singular values of a matrix."""
-    spectrum = Spectrum(values, tuple(matrix.shape), rounding_noise(values, tuple(matrix.shape), matrix.dtype))
+    spectrum = Spectrum.of(values, matrix)
     return {name: float(of_layers["W"]) for name, of_layers in measured({"W": spectrum}, MEASURES_TAKEN).items()}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rank_callbacks import functional
-from rank_callbacks.matrices import Layers, trainable_weights
+from rank_callbacks.matrices import Layers, matrix_views, trainable_weights
 from rank_callbacks.matrices.activations import LayerRows, RowCapture, has_known_bound
 
 __all__ = ["BoundTable", "GradientBound", "bounds_of_layers", "gradient_rank_bounds", "outer_products_of_layers"]
@@ -112,6 +112,7 @@ def bounds_of_layers(
     captured: Mapping[str, LayerRows],
     layers: Layers = None,
     conv: str = "filters",
+    known: Mapping[str, tuple[int, int]] | None = None,
 ) -> BoundTable:
     """The bound of every trainable matrix from the rows that its layers were seen to pass.
 
@@ -122,32 +123,37 @@ def bounds_of_layers(
         captured: ``RowCapture.layers``.
         layers: Which matrices.
         conv: How a convolution kernel is a matrix.
+        known: Ranks of inputs and of output gradients that are known already, by matrix.
     """
+    ranks = _Ranks(known or {})
     order = list(captured.values())
     rows = []
-    for _, module, parameter, matrices in trainable_weights(model, layers, conv):
-        users = _users(order, parameter)
-        for place, (matrix_name, matrix) in enumerate(matrices.items()):
-            part = _Part(matrix_name, tuple(matrix.shape), place, len(matrices))
-            if not users:
-                rows.append(GradientBound(part.name, part.shape, None, _without_bound(module)))
+    for path, module, parameter, matrices in trainable_weights(model, layers, conv):
+        users, unknown = _users(order, parameter), _unknown_owner(model, parameter)
+        parts = list(matrix_views(path, module, parameter, conv) or {})
+        for matrix_name, matrix in matrices.items():
+            part = _Part(matrix_name, tuple(matrix.shape), parts.index(matrix_name), len(parts))
+            if unknown or not users:
+                reason = f"no bound is known for {unknown}" if unknown else f"{type(module).__name__} did not run"
+                rows.append(GradientBound(part.name, part.shape, None, reason))
             else:
-                terms = [_bound(part, user, name, order) for user, name in users]
+                terms = [_bound(part, user, name, order, ranks) for user, name in users]
                 rows.append(terms[0] if len(terms) == 1 else _sum(part, terms))
     return BoundTable(rows)
 
 
 def outer_products_of_layers(
-    model: nn.Module, captured: Mapping[str, LayerRows], layers: Layers = None
+    model: nn.Module, captured: Mapping[str, LayerRows], layers: Layers = None, conv: str = "filters"
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The rows (X, Δ) that the gradient ΔᵀX of each linear layer is the sum of, where all of them were caught."""
     factors = {}
-    for _, _, parameter, matrices in trainable_weights(model, layers):
+    for path, module, parameter, matrices in trainable_weights(model, layers, conv):
         users = _users(list(captured.values()), parameter)
         if len(users) == 1 and users[0][0].deltas and not users[0][0].sampled:
             inputs, deltas = users[0][0].outer_products
-            parts = deltas.chunk(len(matrices), dim=1)
-            factors.update({name: (inputs, part) for name, part in zip(matrices, parts, strict=True)})
+            names = list(matrix_views(path, module, parameter, conv) or {})
+            parts = zip(names, deltas.chunk(len(names), dim=1), strict=True)
+            factors.update({name: (inputs, part) for name, part in parts if name in matrices})
     return factors
 
 
@@ -156,9 +162,10 @@ def _users(order: list[LayerRows], parameter: nn.Parameter) -> list[tuple[LayerR
     return [(user, name) for user in order for name, p in user.module.named_parameters() if p is parameter]
 
 
-def _without_bound(module: nn.Module) -> str:
-    kind = type(module).__name__
-    return f"{kind} did not run" if has_known_bound(module) else f"no bound is known for {kind}"
+def _unknown_owner(model: nn.Module, parameter: nn.Parameter) -> str | None:
+    """The kind of a module that has this parameter and adds to its gradient in a way that is not known."""
+    owners = (module for module in model.modules() if any(p is parameter for p in module._parameters.values()))
+    return next((type(owner).__name__ for owner in owners if not has_known_bound(owner)), None)
 
 
 class _Part(NamedTuple):
@@ -177,20 +184,18 @@ class _Limit(NamedTuple):
     reason: str
 
 
-def _bound(part: _Part, layer: LayerRows, parameter: str, order: list[LayerRows]) -> GradientBound:
+def _bound(part: _Part, layer: LayerRows, parameter: str, order: list[LayerRows], ranks: _Ranks) -> GradientBound:
     *blocks, rows, columns = part.shape
     whole = min(rows, columns)
     limits = [_outer_products(part, layer, parameter), _Limit(whole, "its own shape")]
     input_rank = delta_rank = None
     if layer.deltas:
-        inputs, deltas = layer.outer_products
-        deltas = deltas.chunk(part.parts, dim=1)[part.place]
-        input_rank, delta_rank = (_rank(factor, whole, layer.sampled) for factor in (inputs, deltas))
-        limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]
+        deltas = layer.outer_products[1].chunk(part.parts, dim=1)[part.place]
+        input_rank, delta_rank = ranks.of_factors(part, layer, deltas)
         limits += [] if delta_rank is None else [_Limit(delta_rank, _delta_in_words(delta_rank, deltas, layer, order))]
     elif layer.inputs and parameter.startswith("weight_ih_l0"):
-        input_rank = _rank(torch.cat(layer.inputs), whole, layer.sampled)
-        limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]
+        input_rank = ranks.of_inputs(layer, whole)
+    limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]
     least = min(limits, key=lambda limit: limit.rank)
     return GradientBound(part.name, part.shape, least.rank * math.prod(blocks), least.reason, input_rank, delta_rank)
 
@@ -252,27 +257,43 @@ def _delta_in_words(rank: int, deltas: Tensor, layer: LayerRows, order: list[Lay
 
 
 def _narrowest(layers: list[LayerRows], rank: int) -> str:
-    """The linear layer whose width explains a rank: biases on the way may each have added one."""
+    """The linear layer whose width explains a rank: biases on the way may have added one."""
     widths = {layer.name: min(layer.module.weight.shape) for layer in layers if isinstance(layer.module, nn.Linear)}
     name = min(widths, key=lambda name: widths[name], default="")
-    return f" from {name}" if name and rank - len(layers) <= widths[name] <= rank else ""
+    return f" from {name}" if name and rank - 1 <= widths[name] <= rank else ""
+
+
+class _Ranks:
+    """Ranks of factors, each measured once however many matrices a layer's parameter holds."""
+
+    def __init__(self, known: Mapping[str, tuple[int, int]]) -> None:
+        self._known = known
+        self._of_inputs: dict[tuple[str, int], int | None] = {}
+
+    def of_factors(self, part: _Part, layer: LayerRows, deltas: Tensor) -> tuple[int | None, int | None]:
+        """Ranks of the layer's inputs and of ``deltas``, up to the smaller side of the matrix."""
+        whole = min(part.shape[-2:])
+        if part.name in self._known:
+            input_rank, delta_rank = self._known[part.name]
+            return min(input_rank, whole), min(delta_rank, whole)
+        return self.of_inputs(layer, whole), _rank(deltas, whole, layer.sampled)
+
+    def of_inputs(self, layer: LayerRows, whole: int) -> int | None:
+        """Rank of the layer's inputs, up to ``whole``."""
+        key = (layer.name, whole)
+        if key not in self._of_inputs:
+            inputs = layer.outer_products[0] if layer.deltas else torch.cat(layer.inputs)
+            self._of_inputs[key] = _rank(inputs, whole, layer.sampled)
+        return self._of_inputs[key]
 
 
 def _rank(rows: Tensor, most: int, sampled: bool) -> int | None:
     """The exact rank of rows, up to ``most``; None if they are a sample that cannot tell."""
-    if len(rows) > most + _MORE_THAN_NEEDED:
-        stride = len(rows) // (most + _MORE_THAN_NEEDED)
-        if _exact_rank(rows[::stride]) >= most:
-            return most
-    rank = min(_exact_rank(rows), most)
+    enough = most + _MORE_THAN_NEEDED
+    if len(rows) > enough and functional.exact_rank(rows[:: len(rows) // enough][:enough]) >= most:
+        return most
+    rank = min(functional.exact_rank(rows), most)
     return None if sampled and rank < most else rank
-
-
-def _exact_rank(matrix: Tensor) -> int:
-    values = functional.singular_values(matrix)
-    shape = tuple(matrix.shape)
-    rank = functional.numerical_rank(values, functional.rounding_rtol(shape, matrix.dtype), functional.rounding_noise(matrix))
-    return min(shape) if rank.isnan() else int(rank)
 
 
 def _output(model: nn.Module, example_input: Any) -> Any:  # ruff: ignore[any-type]

@@ -20,17 +20,20 @@ from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.functional import (
+    OuterProductSpectrum,
     leading_subspace,
     low_rank_singular_values,
     numerical_rank,
-    outer_product_singular_values,
+    outer_product_spectrum,
     rounding_noise,
     rounding_rtol,
     singular_values_of_each,
 )
+from rank_callbacks.functional.spectrum import widened
 from rank_callbacks.gradient_bounds import BoundTable, GradientBound, bounds_of_layers, outer_products_of_layers
-from rank_callbacks.matrices import check_conv, gradient_matrices, matrix_views, trainable_weights
+from rank_callbacks.matrices import check_conv, gradient_matrices, is_selected, matrix_views, trainable_weights
 from rank_callbacks.matrices.activations import RowCapture
+from rank_callbacks.matrices.parameters import TrainableWeight
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import Report, write_report
 
@@ -65,7 +68,8 @@ class GradientRankMonitor(Callback):
     ``gradient_rank/input_rank/<layer>``,              measured ranks of the layer's inputs and of its        [0, min(m, n)]
     ``delta_rank``                                     output gradients, in this process
     ``gradient_rank/subspace_overlap_8/<layer>``       ‖UᵀU'‖_F²/8 of the top 8 left singular vectors, now    [0, 1]
-                                                       and at the last report; 1 if they span the same
+                                                       and at the last report; 1 if they span the same; no
+                                                       reading where the rank is below 8
     ``gradient_rank/spectrum/<layer>``                 singular values, to TensorBoard and W&B
     ``update_rank/...``, ``moment_rank/...``           with ``update=True``, ``moments=True``
     ``monitor/seconds/gradient_rank``,                 wall time of the report, in seconds; share of the
@@ -200,43 +204,55 @@ class GradientRankMonitor(Callback):
         self._spectra: dict[str, Spectrum] = {}
         self._bounds: dict[str, GradientBound] = {}
         self._overlaps: dict[str, Tensor] = {}
+        self._weights: list[TrainableWeight] = []
         self._before: dict[str, Tensor] = {}
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, capture: RowCapture) -> None:
-        gradients = gradient_matrices(pl_module, self.layers, self.conv, optimizer)
+        # Patterns are not insisted on: a layer that they name may be frozen at this step, as by toggle_optimizer.
+        every_gradient = gradient_matrices(pl_module, None, self.conv, optimizer)
+        gradients = {name: gradient for name, gradient in every_gradient.items() if is_selected(name, self.layers)}
         if pl_module.device.type == "mps":  # has no float64
             gradients = {name: gradient.cpu() for name, gradient in gradients.items()}
         if not gradients:
             return
         mine = list(gradients)
-        bounds = _over_processes(bounds_of_layers(pl_module, capture.layers, mine, self.conv), trainer)
-        factors = outer_products_of_layers(pl_module, capture.layers, mine) if trainer.world_size == 1 else {}
-        values = _from_outer_products(gradients, factors)
+        factors = outer_products_of_layers(pl_module, capture.layers, mine, self.conv) if trainer.world_size == 1 else {}
+        products = _products(gradients, factors, self.subspace_rank or 0)
+        known = {name: (product.input_rank, product.delta_rank) for name, product in products.items()}
+        bounds = _over_processes(bounds_of_layers(pl_module, capture.layers, mine, self.conv, known), trainer)
         limits = {row.layer: row.bound for row in bounds}
-        others = {name: gradient for name, gradient in gradients.items() if name not in values}
-        values.update(shared_singular_values(others, trainer, partial(_sketched_or_full, limits)))
+        others = {name: gradient for name, gradient in gradients.items() if name not in products}
+        values = shared_singular_values(others, trainer, partial(_sketched_or_full, limits))
+        values.update({name: product.singular_values.cpu() for name, product in products.items()})
         scale = _loss_scale(trainer, optimizer)
         for name, gradient in gradients.items():
             dtype = _MIXED.get(str(trainer.precision), gradient.dtype)
             self._spectra[name] = Spectrum.of(values[name] / scale, gradient / scale, dtype, exact=True)
         self._bounds.update({row.layer: row for row in bounds})
-        products = {name: [factors[name][1].mT, factors[name][0]] for name in factors if name not in others}
-        self._compare_subspaces({name: products.get(name, [gradient]) for name, gradient in gradients.items()})
+        self._compare_subspaces(gradients, products)
+        weights = trainable_weights(pl_module, mine, self.conv)
+        self._weights += weights
         if self.update:
-            weights = trainable_weights(pl_module, mine, self.conv)
             self._before.update({name: matrix.clone() for weight in weights for name, matrix in weight.matrices.items()})
 
-    def _compare_subspaces(self, gradients: Mapping[str, list[Tensor]]) -> None:
-        """Compare with the last report, from each gradient or from the factors that it is the product of."""
+    def _compare_subspaces(self, gradients: Mapping[str, Tensor], products: Mapping[str, OuterProductSpectrum]) -> None:
+        """Compare the leading left singular vectors with those at the last report."""
         rank = self.subspace_rank
-        for name, factors in gradients.items():
-            spectrum = self._spectra[name]
-            if rank is None or len(spectrum.shape) > 2 or min(spectrum.shape) <= rank or not spectrum.is_finite():
+        for name, gradient in gradients.items():
+            before = self._subspaces.pop(name, None)
+            if (
+                rank is None
+                or gradient.dim() > 2
+                or min(gradient.shape) <= rank
+                or not _exact_rank(self._spectra[name]) >= rank
+            ):
                 continue
-            now = leading_subspace(factors, rank, torch.Generator(factors[0].device).manual_seed(0))
-            before = self._subspaces.get(name)
+            if name in products:
+                now = products[name].left_vectors
+            else:
+                now = leading_subspace(gradient, rank, torch.Generator(gradient.device).manual_seed(0)).double()
             if before is not None and before.shape == now.shape:
-                self._overlaps[name] = ((before.mT @ now).square().sum() / rank).double().cpu()
+                self._overlaps[name] = ((before.mT @ now).square().sum() / rank).cpu()
             self._subspaces[name] = now
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -245,9 +261,9 @@ class GradientRankMonitor(Callback):
         self._print_once(trainer)
         groups = {"gradient_rank": self._spectra}
         if self.update:
-            groups["update_rank"] = self._update_spectra(trainer, pl_module)
+            groups["update_rank"] = self._update_spectra(trainer)
         if self.moments:
-            groups["moment_rank"] = self._moment_spectra(trainer, pl_module)
+            groups["moment_rank"] = self._moment_spectra(trainer)
         scalars: dict[Tag, float] = {}
         arrays: dict[Tag, NDArray[np.float32]] = {}
         for group, spectra in groups.items():
@@ -258,7 +274,7 @@ class GradientRankMonitor(Callback):
 
     def _against_bounds(self) -> dict[str, dict[str, Tensor]]:
         known = {name: row for name, row in self._bounds.items() if row.bound is not None}
-        ranks = {name: numerical_rank(s.singular_values, s.rtol or 0, s.noise) for name, s in self._spectra.items()}
+        ranks = {name: _exact_rank(spectrum) for name, spectrum in self._spectra.items()}
         values: dict[str, dict[str, Any]] = {
             "bound": {name: row.bound for name, row in known.items()},
             "utilization": {name: ranks[name] / row.bound for name, row in known.items() if row.bound},
@@ -271,43 +287,55 @@ class GradientRankMonitor(Callback):
             for measure, of_layers in values.items()
         }
 
-    def _update_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
-        weights = trainable_weights(pl_module, list(self._before), self.conv) if self._before else []
-        after = {name: matrix for weight in weights for name, matrix in weight.matrices.items()}
-        updates = {name: matrix.double() - self._before[name].double() for name, matrix in after.items()}
+    def _update_spectra(self, trainer: Trainer) -> dict[str, Spectrum]:
+        after = {
+            name: matrix for weight in self._weights for name, matrix in self._views(weight, weight.parameter.detach()).items()
+        }
+        updates = {name: widened(matrix) - widened(self._before[name]) for name, matrix in after.items()}
         values = shared_singular_values(updates, trainer)
         # An update is lost in the rounding of the weights, before and after, not in its own.
         noise = {name: 2 * rounding_noise(matrix).amax().cpu() for name, matrix in after.items()}
         return {name: Spectrum(values[name], tuple(matrix.shape), noise[name], 0.0) for name, matrix in after.items()}
 
-    def _moment_spectra(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Spectrum]:
+    def _moment_spectra(self, trainer: Trainer) -> dict[str, Spectrum]:
         moments: dict[str, Tensor] = {}
-        for path, module, parameter, matrices in trainable_weights(pl_module, list(self._spectra), self.conv):
+        for weight in self._weights:
             for optimizer in self._optimizers.values():
-                for key, moment in optimizer.state.get(parameter, {}).items():
-                    if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                        views = matrix_views(path, module, moment, self.conv) or {}
-                        moments.update({f"{name}.{key}": view for name, view in views.items() if name in matrices})
+                for key, moment in optimizer.state.get(weight.parameter, {}).items():
+                    if isinstance(moment, Tensor) and moment.shape == weight.parameter.shape:
+                        moments.update({f"{name}.{key}": view for name, view in self._views(weight, moment).items()})
         values = shared_singular_values(moments, trainer)
         return {name: Spectrum.of(values[name], moment, exact=True) for name, moment in moments.items()}
 
+    def _views(self, weight: TrainableWeight, tensor: Tensor) -> dict[str, Tensor]:
+        """The selected matrices of a tensor shaped as the parameter."""
+        views = matrix_views(weight.path, weight.module, tensor, self.conv) or {}
+        return {name: view for name, view in views.items() if name in weight.matrices}
+
     def _print_once(self, trainer: Trainer) -> None:
-        if not self._printed and trainer.is_global_zero and self._bounds:
-            print(f"Bounds of the gradients' ranks at step {step_axis(trainer)}:\n{BoundTable(self._bounds.values())}")
-        self._printed = True
+        if self._bounds and not self._printed:
+            self._printed = True
+            if trainer.is_global_zero:
+                print(f"Bounds of the gradients' ranks at step {step_axis(trainer)}:\n{BoundTable(self._bounds.values())}")
 
 
-def _from_outer_products(gradients: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Singular values of those gradients that are, to rounding, the sum of few outer products."""
+def _exact_rank(spectrum: Spectrum) -> Tensor:
+    return numerical_rank(spectrum.singular_values, spectrum.rtol or 0, spectrum.noise)
+
+
+def _products(
+    gradients: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]], vectors: int
+) -> dict[str, OuterProductSpectrum]:
+    """Spectra of those gradients that are, to rounding, the sum of few outer products."""
     found = {}
     for name, (inputs, deltas) in factors.items():
         gradient = gradients[name]
-        if len(inputs) <= _SMALL * min(gradient.shape) and gradient.dtype != torch.float64:
-            values = outer_product_singular_values(deltas, inputs)
+        if vectors <= len(inputs) <= _SMALL * min(gradient.shape) and gradient.dtype != torch.float64:
+            product = outer_product_spectrum(deltas, inputs, vectors)
             norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gradient.float(), dim=1).double())
             # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
-            if (torch.linalg.vector_norm(values) - norm).abs() <= _SAME * norm:
-                found[name] = values.cpu()
+            if (torch.linalg.vector_norm(product.singular_values) - norm).abs() <= _SAME * norm:
+                found[name] = product
     return found
 
 

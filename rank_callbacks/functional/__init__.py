@@ -1,5 +1,6 @@
 """Tensors in, tensors out: spectra, measures of rank and bounds of gradients. No modules, no loggers."""
 
+from rank_callbacks.functional.exact_rank import exact_rank
 from rank_callbacks.functional.gradient_bound import (
     attention_gradient_bounds,
     convolution_gradient_bound,
@@ -12,9 +13,10 @@ from rank_callbacks.functional.gradient_bound import (
 )
 from rank_callbacks.functional.low_rank import (
     LowRankSpectrum,
+    OuterProductSpectrum,
     leading_subspace,
     low_rank_singular_values,
-    outer_product_singular_values,
+    outer_product_spectrum,
 )
 from rank_callbacks.functional.rank import (
     alpha,
@@ -37,6 +39,7 @@ from rank_callbacks.functional.spectrum import singular_values, singular_values_
 
 __all__ = [
     "LowRankSpectrum",
+    "OuterProductSpectrum",
     "alpha",
     "attention_gradient_bounds",
     "condition_number",
@@ -47,6 +50,7 @@ __all__ = [
     "embedding_gradient_bound",
     "energy_at_rank",
     "energy_rank",
+    "exact_rank",
     "frobenius_norm",
     "fully_connected_gradient_bounds",
     "leading_subspace",
@@ -56,7 +60,7 @@ __all__ = [
     "mp_soft_rank",
     "nuclear_rank",
     "numerical_rank",
-    "outer_product_singular_values",
+    "outer_product_spectrum",
     "participation_ratio",
     "recurrent_gradient_bounds",
     "rounding_noise",

@@ -61,8 +61,8 @@ def fully_connected_gradient_bounds(
     rank ∇W_i ≤ min(rank Z_{i−1}, rank Δ_i). With linear activations rank Z_{i−1} ≤ min(rank X, rank W_j for j < i) and
     rank Δ_i ≤ min(rank ∂L/∂Z_L, rank W_j for j > i). The printed equation takes the minimum over all j, the layer's own
     weight among them, which is wrong: of three 32 x 32 linear layers whose second has rank 2, the second has a gradient of
-    rank 32. A bias adds a direction: one to the rank of what follows. With other activations only the batch and the widths
-    bind, and the loss at the last layer.
+    rank 32. Biases add the same to every row: however many, one to the rank of what follows. With other activations only the
+    batch and the widths bind, and the loss at the last layer.
 
     Args:
         widths: Of the input, of every hidden layer and of the output: L + 1 for L weights.
@@ -91,10 +91,10 @@ def fully_connected_gradient_bounds(
     last = min(caps[-1], caps[-1] if output_rank is None else output_rank)
     if not linear:
         return [min(z, d) for z, d in zip([first, *caps[1:-1]], [*caps[1:-1], last], strict=True)]
-    inputs = accumulate(zip(ranks, caps[1:], strict=True), lambda z, layer: min(z, layer[0], layer[1]) + bias, initial=first)
+    products = accumulate(zip(ranks, caps[1:], strict=True), lambda z, layer: min(z, *layer), initial=first)
     deltas = accumulate(zip(ranks[::-1], caps[-2::-1], strict=True), lambda d, layer: min(d, *layer), initial=last)
-    capped = [min(z, cap) for z, cap in zip(inputs, caps, strict=True)]
-    return [min(z, d) for z, d in zip(capped[:-1], list(deltas)[-2::-1], strict=True)]
+    inputs = [min(z + (bias and place > 0), cap) for place, (z, cap) in enumerate(zip(products, caps, strict=True))]
+    return [min(z, d) for z, d in zip(inputs[:-1], list(deltas)[-2::-1], strict=True)]
 
 
 def recurrent_gradient_bounds(
@@ -106,13 +106,15 @@ def recurrent_gradient_bounds(
     input_rank: int | None = None,
     output_rank: int | None = None,
     linear: bool = False,
+    bias: bool = True,
     carried_state: bool = False,
 ) -> tuple[int, int]:
     """Bounds of the input-to-hidden and the hidden-to-hidden gradient of a recurrent layer: equations (2) and (3).
 
     ∇U = Σ_t Δ_tᵀX_t has a term for each of T steps, each of at most the rank that a layer without time could have; a single
-    sequence can reach rank T. ∇V = Σ_t Δ_tᵀH_{t−1} has one term fewer where the first state is zero. For gated cells the
-    bounds are those of each gate's matrix.
+    sequence can reach rank T. ∇V = Σ_t Δ_tᵀH_{t−1} has one term fewer where the first state is zero. In a linear cell a
+    bottleneck before or after it limits each term; a bias adds a direction to the state, and a state carried over has as many
+    as it likes. For gated cells the bounds are those of each gate's matrix.
 
     Args:
         input_size: Width of the input.
@@ -122,6 +124,7 @@ def recurrent_gradient_bounds(
         input_rank: Rank of the layer's input at one step, where a linear bottleneck before it limits that.
         output_rank: Rank of the gradient that arrives at one step, where a linear bottleneck after it limits that.
         linear: Whether the cell is linear: only then do the two ranks limit the recurrence.
+        bias: Whether the cell has a bias.
         carried_state: Whether the first state is that of an earlier window instead of zero.
 
     Returns:
@@ -131,12 +134,12 @@ def recurrent_gradient_bounds(
         >>> recurrent_gradient_bounds(128, 128, batch=64, steps=8, output_rank=2, linear=True)
         (16, 14)
     """
-    limits = [limit for limit in (input_rank, output_rank) if limit is not None and linear]
-    of_input = [input_rank] if input_rank is not None else []
-    of_a_step = min(batch, input_size, hidden_size, *limits, *of_input)
-    of_the_state = min(batch, hidden_size, *limits)
+    of_inputs = input_size if input_rank is None else input_rank
+    of_deltas = output_rank if linear and output_rank is not None else hidden_size
+    of_states = of_inputs + bias if linear and not carried_state else hidden_size
     terms = steps if carried_state else steps - 1
-    return min(input_size, hidden_size, steps * of_a_step), min(hidden_size, terms * of_the_state)
+    of_input_weight, of_state_weight = (min(batch, of_deltas, rank) for rank in (of_inputs, of_states))
+    return min(input_size, hidden_size, steps * of_input_weight), min(hidden_size, terms * of_state_weight)
 
 
 def convolution_positions(

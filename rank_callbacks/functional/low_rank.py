@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rank_callbacks.functional.spectrum import roots_of_eigenvalues, widened
+from rank_callbacks.functional.exact_rank import rank_from_gram
+from rank_callbacks.functional.spectrum import roots_of_eigenvalues, roots_of_squares, widened
 
-__all__ = ["LowRankSpectrum", "leading_subspace", "low_rank_singular_values", "outer_product_singular_values"]
+__all__ = ["LowRankSpectrum", "OuterProductSpectrum", "leading_subspace", "low_rank_singular_values", "outer_product_spectrum"]
 
 # Columns of the sketch beyond the rank: what makes a random range miss a direction with negligible probability.
 _OVERSAMPLING = 8
@@ -70,67 +70,93 @@ def low_rank_singular_values(matrix: Tensor, rank: int, generator: torch.Generat
     return LowRankSpectrum(_padded(roots_of_eigenvalues(inside @ inside.mT), len(wide)), residual)
 
 
-def outer_product_singular_values(deltas: Tensor, inputs: Tensor) -> Tensor:
-    """Singular values of ΔᵀX, the gradient of a linear layer, from b x b problems alone.
-
-    With XXᵀ = UΛUᵀ and S = UΛ^½ they are the roots of the eigenvalues of Sᵀ(ΔΔᵀ)S. 2·b²·(m + n) operations in float64 and
-    two b x b eigenvalue problems. Values below 1e-7·σ₁ cannot be told from 0.
+class OuterProductSpectrum(NamedTuple):
+    """What two thin factors tell of their product, the gradient ΔᵀX.
 
     Args:
-        deltas: Output gradients Δ of shape ``(b, m)``.
+        singular_values: Shape ``(min(m, n),)``, float64, descending; 0 beyond the b-th.
+        left_vectors: Leading left singular vectors, of shape ``(m, k)``, float64.
+        input_rank: Exact rank of the inputs X.
+        delta_rank: Exact rank of the output gradients Δ.
+    """
+
+    singular_values: Tensor
+    left_vectors: Tensor
+    input_rank: int
+    delta_rank: int
+
+
+def outer_product_spectrum(deltas: Tensor, inputs: Tensor, vectors: int = 0) -> OuterProductSpectrum:
+    """Spectrum of ΔᵀX, the gradient of a linear layer, from b x b problems alone.
+
+    With XXᵀ = RRᵀ, R its Cholesky factor, the singular values are the roots of the eigenvalues of Rᵀ(ΔΔᵀ)R. 2·b²·(m + n)
+    operations in float64 and one b x b eigenvalue problem. Values below 1e-7·σ₁ cannot be told from 0.
+
+    Args:
+        deltas: Output gradients Δ of shape ``(b, m)``, any real floating type.
         inputs: Inputs X of shape ``(b, n)``.
+        vectors: How many left singular vectors k to give, at most min(b, m, n).
 
     Returns:
-        Shape ``(min(m, n),)``, float64, descending; 0 beyond the b-th, NaN where a factor is not finite.
+        Spectrum and ranks; values are NaN where a factor is not finite.
 
     Example:
-        >>> outer_product_singular_values(torch.tensor([[3.0, 4.0]]), torch.ones(1, 4))
+        >>> outer_product_spectrum(torch.tensor([[3.0, 4.0]]), torch.ones(1, 4)).singular_values
         tensor([10.,  0.], dtype=torch.float64)
     """
+    wide_inputs, wide_deltas = widened(inputs), widened(deltas)
+    grams = wide_inputs @ wide_inputs.mT, wide_deltas @ wide_deltas.mT
+    ranks = [rank_from_gram(gram, factor) for gram, factor in zip(grams, (inputs, deltas), strict=True)]
     length = min(deltas.shape[1], inputs.shape[1])
-    gram_of_inputs, gram_of_deltas = (factor @ factor.mT for factor in (widened(inputs), widened(deltas)))
-    if not (gram_of_inputs.isfinite().all() and gram_of_deltas.isfinite().all()):
-        return torch.full((length,), torch.nan, dtype=torch.float64, device=inputs.device)
-    squares, vectors = torch.linalg.eigh(gram_of_inputs)
-    root = vectors * squares.clamp_min(0).sqrt()
-    return _padded(roots_of_eigenvalues(root.mT @ gram_of_deltas @ root), length)
+    if not (grams[0].sum() + grams[1].sum()).isfinite():
+        nan = torch.full((length,), torch.nan, dtype=torch.float64, device=inputs.device)
+        return OuterProductSpectrum(nan, nan.new_full((deltas.shape[1], vectors), torch.nan), *ranks)
+    root = _root(grams[0])
+    problem = root.mT @ grams[1] @ root
+    if vectors == 0:
+        left = wide_deltas.new_zeros(wide_deltas.shape[1], 0)
+        return OuterProductSpectrum(_padded(roots_of_eigenvalues(problem), length), left, *ranks)
+    squares, right = torch.linalg.eigh(problem)
+    left = wide_deltas.mT @ (root @ right.flip(-1)[:, :vectors])
+    left = left / torch.linalg.vector_norm(left, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    return OuterProductSpectrum(_padded(roots_of_squares(squares), length), left, *ranks)
 
 
-def leading_subspace(factors: Sequence[Tensor], rank: int, generator: torch.Generator, iterations: int = 3) -> Tensor:
-    """The leading left singular vectors of a matrix, or of a product of matrices, by block power iteration.
+def _root(gram: Tensor) -> Tensor:
+    """R with RRᵀ = ``gram``: the Cholesky factor, or one from eigenvalues where ``gram`` is singular."""
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if info == 0:
+        return factor
+    squares, vectors = torch.linalg.eigh(gram)
+    return vectors * squares.clamp_min(0).sqrt()
 
-    Exact in the limit; the angle to the true subspace shrinks by (σ_{r+8}/σ_r)² an iteration. 4·m·n·(r + 8) operations each
-    for a factor of m x n.
+
+def leading_subspace(matrix: Tensor, rank: int, generator: torch.Generator, iterations: int = 3) -> Tensor:
+    """The leading left singular vectors of a matrix, by block power iteration.
+
+    Exact in the limit; the angle to the true subspace shrinks by (σ_{r+8}/σ_r)² an iteration. 4·m·n·(r + 8) operations each.
 
     Args:
-        factors: The matrix, or matrices whose product it is, each finite and of real floating type; m x n in all.
+        matrix: Shape ``(m, n)``, finite, any real floating type.
         rank: How many vectors r; at most min(m, n).
-        generator: Source of the starting block, on the matrices' device.
+        generator: Source of the starting block, on the matrix's device.
         iterations: Three leave errors that a chart does not show at the gaps of real gradients.
 
     Returns:
-        Shape ``(m, r)``, in float64 for float64 factors and float32 otherwise, with orthonormal columns.
+        Shape ``(m, r)``, float64 for a float64 matrix and float32 otherwise, with orthonormal columns.
 
     Example:
         >>> diagonal = torch.diag(torch.tensor([3.0, 2.0, 1e-3]))
-        >>> leading_subspace([diagonal], 1, torch.Generator().manual_seed(0)).abs().round(decimals=3).flatten()
+        >>> leading_subspace(diagonal, 1, torch.Generator().manual_seed(0)).abs().round(decimals=3).flatten()
         tensor([1., 0., 0.])
     """
-    factors = [_as_factor(factor) for factor in factors]
-    transposed = [factor.mT for factor in reversed(factors)]
-    narrowest = min(min(factor.shape) for factor in factors)
-    block = _product(factors, _gaussian(factors[-1], min(rank + _OVERSAMPLING, narrowest), generator))
+    matrix = _as_factor(matrix)
+    block = matrix @ _gaussian(matrix, rank + _OVERSAMPLING, generator)
     for _ in range(iterations):
-        block = _product(factors, _product(transposed, torch.linalg.qr(block).Q))
+        block = matrix @ (matrix.mT @ torch.linalg.qr(block).Q)
     basis = torch.linalg.qr(block).Q
-    inside = _product(transposed, basis)
-    return basis @ torch.linalg.eigh(inside.mT @ inside).eigenvectors.flip(-1)[:, :rank]
-
-
-def _product(factors: Sequence[Tensor], block: Tensor) -> Tensor:
-    for factor in reversed(factors):
-        block = factor @ block
-    return block
+    inside = basis.mT @ matrix
+    return basis @ torch.linalg.eigh(inside @ inside.mT).eigenvectors.flip(-1)[:, :rank]
 
 
 def _gaussian(matrix: Tensor, columns: int, generator: torch.Generator) -> Tensor:

@@ -140,27 +140,31 @@ def _by_svd(tall: Tensor) -> Tensor:
 
 def _by_gram(tall: Tensor) -> Tensor:
     if tall.dtype not in _WIDE_TYPES:
-        return roots_of_eigenvalues(_lower_gram(tall))
+        return roots_of_eigenvalues(lower_gram(tall))
     # Squares of float64 can over- and underflow; those of narrower types cannot.
     scale = tall.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    return roots_of_eigenvalues(_lower_gram(tall / scale)) * scale.squeeze(-1)
+    return roots_of_eigenvalues(lower_gram(tall / scale)) * scale.squeeze(-1)
 
 
 def roots_of_eigenvalues(gram: Tensor) -> Tensor:
-    """Square roots of the eigenvalues, descending; 0 for what rounding hides, NaN for a matrix that is not finite.
-
-    Rounding leaves up to 10·ε·λ₁ where an eigenvalue is 0, measured for r up to 1024: √r·ε·λ₁ keeps a margin of 3.
-    """
+    """Square roots of the eigenvalues, descending; 0 for what rounding hides, NaN for a matrix that is not finite."""
     if gram.dim() == 2 and cmath.isfinite(gram.trace().item()):
-        squares = torch.linalg.eigvalsh(gram, UPLO="L")
-        return torch.threshold(squares, _EPS * len(squares) ** 0.5 * squares[-1].item(), 0.0).sqrt().flip(0)
+        return roots_of_squares(torch.linalg.eigvalsh(gram, UPLO="L"))
     finite = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).isfinite()
     squares = torch.linalg.eigvalsh(torch.where(finite[..., None], gram, 0), UPLO="L").flip(-1)
     hidden = squares <= squares[..., :1] * (_EPS * squares.shape[-1] ** 0.5)
     return torch.where(finite, squares.masked_fill(hidden, 0).sqrt(), torch.nan)
 
 
-def _lower_gram(tall: Tensor) -> Tensor:
+def roots_of_squares(squares: Tensor) -> Tensor:
+    """Square roots of the ascending eigenvalues of one Gram matrix, descending; 0 for what rounding hides.
+
+    Rounding leaves up to 10·ε·λ₁ where an eigenvalue is 0, measured for r up to 1024: √r·ε·λ₁ keeps a margin of 3.
+    """
+    return torch.threshold(squares, _EPS * len(squares) ** 0.5 * squares[-1].item(), 0.0).sqrt().flip(0)
+
+
+def lower_gram(tall: Tensor) -> Tensor:
     """The Gram matrix of the columns in float64; what stands above its block diagonal is not computed."""
     rows, columns = tall.shape[-2:]
     if columns <= _NARROWEST_BLOCK and rows <= _ROWS_AT_ONCE:

@@ -32,11 +32,11 @@ class LayerRows:
         samples: Samples that passed through, in all calls.
         rows: Outer products that its gradient is a sum of: samples times tokens, or times places of a kernel.
         rows_with_state: For a recurrent layer, those of ``rows`` that met a state other than the zeros at the start.
-        queries: For attention, tokens of a sample that ask.
-        keys: For attention, tokens of a sample that are asked.
+        queries: For attention, tokens of a sample that ask, in the longest call.
+        keys: For attention, tokens of a sample that are asked, in the longest call.
         inputs: Of linear and recurrent layers, the inputs of each call, of shape ``(rows, n)``, or a sample of the rows.
-        deltas: Of linear layers, by call, the gradients of the outputs for the same rows, of shape ``(rows, m)``. A call
-            whose output took no part in the loss has none.
+        deltas: Of linear layers, the gradients of the outputs of a call, of shape ``(rows, m)``, with the number of the call.
+            A call whose output took no part in the loss has none, one that two losses went back through has two.
         tokens: Of an embedding, what it looked up.
         sampled: Whether some call's rows are a sample.
     """
@@ -49,7 +49,7 @@ class LayerRows:
     queries: int = 0
     keys: int = 0
     inputs: list[Tensor] = field(default_factory=list)
-    deltas: dict[int, Tensor] = field(default_factory=dict)
+    deltas: list[tuple[int, Tensor]] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
     sampled: bool = False
 
@@ -59,10 +59,14 @@ class LayerRows:
 
         To be asked for once the passes are over.
         """
-        inputs = torch.cat([self.inputs[call] for call in sorted(self.deltas)])
-        deltas = torch.cat([self.deltas[call] for call in sorted(self.deltas)])
-        counts = inputs.any(1) & deltas.any(1)
+        inputs = _stacked([self.inputs[call] for call, _ in self.deltas])
+        deltas = _stacked([rows for _, rows in self.deltas])
+        counts = (inputs.abs().amax(1) > 0) & (deltas.abs().amax(1) > 0)
         return (inputs, deltas) if counts.all() else (inputs[counts], deltas[counts])
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class RowCapture:
@@ -133,7 +137,7 @@ class RowCapture:
 
 
 def _on_gradient(layer: LayerRows, call: int, chosen: Tensor | None, gradient: Tensor) -> None:
-    layer.deltas[call] = _rows(gradient, chosen)
+    layer.deltas.append((call, _rows(gradient, chosen)))
 
 
 def _rows(tensor: Tensor, chosen: Tensor | None) -> Tensor:
@@ -188,18 +192,22 @@ def _attention(
     **__: object,
 ) -> None:
     tokens = (-2 if layer.module.batch_first else 0) if query.dim() == 3 else 0
-    layer.queries, layer.keys = query.shape[tokens], key.shape[tokens]
-    layer.samples += query.numel() // query.shape[-1] // layer.queries
+    layer.queries, layer.keys = max(layer.queries, query.shape[tokens]), max(layer.keys, key.shape[tokens])
+    layer.samples += query.numel() // query.shape[-1] // query.shape[tokens]
     layer.rows += query.numel() // query.shape[-1]
 
 
-_RECORDS: tuple[tuple[type | tuple[type, ...], Callable[..., None]], ...] = (
-    (nn.Linear, _linear),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
-    (nn.Embedding, _embedding),
-    (nn.RNNBase, _recurrent),
-    (nn.MultiheadAttention, _attention),
-)
+_RECORDS: dict[type[nn.Module], Callable[..., None]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.Embedding: _embedding,
+    nn.RNN: _recurrent,
+    nn.GRU: _recurrent,
+    nn.LSTM: _recurrent,
+    nn.MultiheadAttention: _attention,
+}
 
 
 def has_known_bound(module: nn.Module) -> bool:
@@ -210,4 +218,6 @@ def has_known_bound(module: nn.Module) -> bool:
 def _record_of(module: nn.Module) -> Callable[..., None] | None:
     if is_transposed_linear(module):
         return _linear
-    return next((record for kinds, record in _RECORDS if isinstance(module, kinds)), None)
+    # A subclass that computes something else, with a mask on its weight say, has another gradient.
+    known = (kind for kind in _RECORDS if isinstance(module, kind) and type(module).forward is kind.forward)
+    return next((_RECORDS[kind] for kind in known), None)

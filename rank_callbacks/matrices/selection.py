@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias, TypeVar
 
-__all__ = ["Layers", "select"]
+__all__ = ["Layers", "is_selected", "select"]
 
 Layers: TypeAlias = "str | Sequence[str] | Callable[[str], bool] | None"
 _T = TypeVar("_T")
@@ -30,7 +30,7 @@ def select(matrices: Mapping[str, _T], layers: Layers, not_viewable: Mapping[str
     """
     left_out = not_viewable or {}
     if layers is None or callable(layers):
-        chosen = {name: matrix for name, matrix in matrices.items() if layers is None or layers(name)}
+        chosen = {name: matrix for name, matrix in matrices.items() if is_selected(name, layers)}
         if not chosen:
             what = "a model with at least one weight matrix" if layers is None else "layers to accept the name of a matrix"
             raise ValueError(f"Expected {what}, got none. {_choices(matrices, left_out)}")
@@ -43,7 +43,19 @@ def select(matrices: Mapping[str, _T], layers: Layers, not_viewable: Mapping[str
             )
     if not patterns:
         raise ValueError(f"Expected at least one pattern in layers, got none. {_choices(matrices, left_out)}")
-    return {name: matrix for name, matrix in matrices.items() if any(_means(pattern, name) for pattern in patterns)}
+    return {name: matrix for name, matrix in matrices.items() if is_selected(name, patterns)}
+
+
+def is_selected(name: str, layers: Layers) -> bool:
+    """Whether ``layers`` means the matrix of this name.
+
+    Example:
+        >>> is_selected("encoder.0.weight", ["encoder", "head"])
+        True
+    """
+    if layers is None or callable(layers):
+        return layers is None or layers(name)
+    return any(_means(pattern, name) for pattern in ([layers] if isinstance(layers, str) else layers))
 
 
 def _means(pattern: str, name: str) -> bool:
