@@ -187,7 +187,7 @@ class _Limit(NamedTuple):
 def _bound(part: _Part, layer: LayerRows, parameter: str, order: list[LayerRows], ranks: _Ranks) -> GradientBound:
     *blocks, rows, columns = part.shape
     whole = min(rows, columns)
-    limits = [_outer_products(part, layer, parameter), _Limit(whole, "its own shape")]
+    limits = [_Limit(whole, "its own shape"), _outer_products(part, layer, parameter)]
     input_rank = delta_rank = None
     if layer.deltas:
         deltas = layer.outer_products[1].chunk(part.parts, dim=1)[part.place]

@@ -227,7 +227,8 @@ class GradientRankMonitor(Callback):
         scale = _loss_scale(trainer, optimizer)
         for name, gradient in gradients.items():
             dtype = _MIXED.get(str(trainer.precision), gradient.dtype)
-            self._spectra[name] = Spectrum.of(values[name] / scale, gradient / scale, dtype, exact=True)
+            spectrum = Spectrum.of(values[name], gradient, dtype, exact=True)
+            self._spectra[name] = spectrum._replace(singular_values=values[name] / scale, noise=spectrum.noise / scale)
         self._bounds.update({row.layer: row for row in bounds})
         self._compare_subspaces(gradients, products)
         weights = trainable_weights(pl_module, mine, self.conv)

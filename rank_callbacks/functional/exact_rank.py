@@ -15,7 +15,9 @@ _POWER_ITERATIONS = 8
 
 
 def exact_rank(matrix: Tensor) -> int:
-    """Rank at the tolerance max(m, n)·ε, or at the rounding noise of the matrix's type where that is larger.
+    """Rank at the tolerance n·ε, or at the rounding noise of the matrix's type where that is larger.
+
+    NumPy's max(m, n)·ε would grow with the number of rows, and of 50,000 hide what their sum of outer products still shows.
 
     Args:
         matrix: Shape ``(m, n)``, any real floating type.
@@ -30,7 +32,7 @@ def exact_rank(matrix: Tensor) -> int:
     if matrix.numel() == 0:
         return 0
     if matrix.dtype == torch.float64:  # squares would lose half of its digits
-        rank = numerical_rank(singular_values(matrix), rounding_rtol(tuple(matrix.shape), matrix.dtype))
+        rank = numerical_rank(singular_values(matrix), _rtol(matrix))
         return min(matrix.shape) if rank.isnan() else int(rank)
     return rank_from_gram(lower_gram(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT), matrix)
 
@@ -48,9 +50,9 @@ def rank_from_gram(gram: Tensor, matrix: Tensor) -> int:
     Returns:
         The rank; r where ``gram`` is not finite.
     """
-    if not gram.trace().isfinite():
+    if len(gram) == 0 or not gram.trace().isfinite():
         return len(gram)
-    tolerance = rounding_rtol(tuple(matrix.shape), matrix.dtype) ** 2 * _largest_eigenvalue(gram)
+    tolerance = _rtol(matrix) ** 2 * _largest_eigenvalue(gram)
     if matrix.dtype.itemsize <= 2:  # the tolerance of wider types covers their noise anyway
         tolerance = torch.maximum(tolerance, rounding_noise(matrix).square())
     if gram.device.type != "cpu":
@@ -59,6 +61,10 @@ def rank_from_gram(gram: Tensor, matrix: Tensor) -> int:
     factors, pivots, _ = torch.linalg.ldl_factor_ex(shifted)
     # A negative pivot marks one of two rows whose block has one positive and one negative eigenvalue.
     return int(((factors.diagonal() > 0) & (pivots > 0)).sum() + (pivots < 0).sum() // 2)
+
+
+def _rtol(matrix: Tensor) -> float:
+    return rounding_rtol((1, matrix.shape[1]), matrix.dtype)
 
 
 def _largest_eigenvalue(gram: Tensor) -> Tensor:

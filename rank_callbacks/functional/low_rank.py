@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rank_callbacks.functional.exact_rank import rank_from_gram
+from rank_callbacks.functional.exact_rank import exact_rank, rank_from_gram
 from rank_callbacks.functional.spectrum import roots_of_eigenvalues, roots_of_squares, widened
 
 __all__ = ["LowRankSpectrum", "OuterProductSpectrum", "leading_subspace", "low_rank_singular_values", "outer_product_spectrum"]
@@ -104,9 +104,14 @@ def outer_product_spectrum(deltas: Tensor, inputs: Tensor, vectors: int = 0) -> 
         >>> outer_product_spectrum(torch.tensor([[3.0, 4.0]]), torch.ones(1, 4)).singular_values
         tensor([10.,  0.], dtype=torch.float64)
     """
+    if len(inputs) == 0:  # an empty sum
+        inputs, deltas = (factor.new_zeros(1, factor.shape[1]) for factor in (inputs, deltas))
     wide_inputs, wide_deltas = widened(inputs), widened(deltas)
     grams = wide_inputs @ wide_inputs.mT, wide_deltas @ wide_deltas.mT
-    ranks = [rank_from_gram(gram, factor) for gram, factor in zip(grams, (inputs, deltas), strict=True)]
+    ranks = [
+        exact_rank(factor) if factor.dtype == torch.float64 else rank_from_gram(gram, factor)
+        for gram, factor in zip(grams, (inputs, deltas), strict=True)
+    ]
     length = min(deltas.shape[1], inputs.shape[1])
     if not (grams[0].sum() + grams[1].sum()).isfinite():
         nan = torch.full((length,), torch.nan, dtype=torch.float64, device=inputs.device)
