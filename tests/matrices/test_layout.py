@@ -420,9 +420,19 @@ def test_integers_are_left_out(dtype: torch.dtype) -> None:
     assert matrix_views("weight", nn.Linear(4, 3), torch.ones(3, 4).to(dtype)) == {}
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 4), (3, 4, 5), (1, 1, 4), (2, 3, 4, 5)])
-def test_parameter_of_more_dimensions_of_an_unknown_module_is_not_known(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(1, 5, 4), (1, 1, 4), (2, 3, 4, 5), (1, 4), (4, 1)])
+def test_vectors_and_tensors_of_an_unknown_module_are_not_known(shape: tuple[int, ...]) -> None:
     assert matrix_views("pos_embed", nn.Module(), torch.ones(shape)) is None
+
+
+def test_stack_of_matrices_of_an_unknown_module_is_block_diagonal() -> None:
+    experts = torch.randn(3, 4, 5)
+    assert matrix_views("experts", nn.Module(), experts)["experts"] is experts
+
+
+@pytest.mark.parametrize("subclass", [nn.Linear, type("Mine", (nn.Linear,), {})])
+def test_linear_of_one_output_is_a_matrix(subclass: type[nn.Linear]) -> None:
+    assert matrix_views("weight", subclass(4, 1), torch.ones(1, 4))["weight"].shape == (1, 4)
 
 
 @pytest.mark.parametrize("conv", ["filters", "slices", "circular_1", "circular_32x32", "circular_8x10x12"])
