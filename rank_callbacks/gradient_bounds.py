@@ -216,7 +216,7 @@ def _outer_products(part: _Part, layer: LayerRows, parameter: str) -> _Limit:
         return _Limit(distinct, f"{distinct} distinct tokens")
     if layer.queries:
         return _attention_limit(part, layer, parameter)
-    if "_hh" in parameter:
+    if "_hh" in parameter and layer.rows_with_state < layer.rows:
         return _Limit(layer.rows_with_state, f"{_rows_in_words(layer)}, of which the first step meets no state")
     return _Limit(layer.rows, _rows_in_words(layer))
 
@@ -235,7 +235,9 @@ def _attention_limit(part: _Part, layer: LayerRows, parameter: str) -> _Limit:
 
 
 def _rows_in_words(layer: LayerRows) -> str:
-    positions = layer.rows // max(layer.samples, 1)
+    positions, uneven = divmod(layer.rows, max(layer.samples, 1))
+    if uneven:
+        return f"{layer.rows} rows of {layer.samples} samples"
     if isinstance(layer.module, nn.modules.conv._ConvNd):
         stride = max(layer.module.stride)
         each = f"stride {stride}: {positions} positions" if stride > 1 else f"{positions} positions"
@@ -247,20 +249,22 @@ def _rows_in_words(layer: LayerRows) -> str:
 
 
 def _input_in_words(rank: int, layer: LayerRows, order: list[LayerRows]) -> str:
-    return f"input of rank {rank}{_narrowest(order[: order.index(layer)], rank)}"
+    return f"input of rank {rank}{_from_bottleneck(order[: order.index(layer)][::-1], rank)}"
 
 
 def _delta_in_words(rank: int, deltas: Tensor, layer: LayerRows, order: list[LayerRows]) -> str:
-    if rank == deltas.shape[1] - 1 and deltas.double().sum(1).norm() < _ZERO_SUM * deltas.double().norm():
+    # Only the last layer can be the classifier: a LayerNorm sends back rows that sum to zero as well.
+    is_last = layer is order[-1]
+    if is_last and rank == deltas.shape[1] - 1 and deltas.double().sum(1).norm() < _ZERO_SUM * deltas.double().norm():
         return f"{deltas.shape[1]} classes under cross-entropy"
-    return f"output gradient of rank {rank}{_narrowest(order[order.index(layer) + 1 :], rank)}"
+    return f"output gradient of rank {rank}{_from_bottleneck(order[order.index(layer) + 1 :], rank)}"
 
 
-def _narrowest(layers: list[LayerRows], rank: int) -> str:
-    """The linear layer whose width explains a rank: biases on the way may have added one."""
-    widths = {layer.name: min(layer.module.weight.shape) for layer in layers if isinstance(layer.module, nn.Linear)}
-    name = min(widths, key=lambda name: widths[name], default="")
-    return f" from {name}" if name and rank - 1 <= widths[name] <= rank else ""
+def _from_bottleneck(layers: list[LayerRows], rank: int) -> str:
+    """The first linear layer whose output is so narrow that it explains a rank; biases on the way may have added one."""
+    linear = [layer for layer in layers if isinstance(layer.module, nn.Linear)]
+    names = [layer.name for layer in linear if rank - 1 <= cast("nn.Linear", layer.module).out_features <= rank]
+    return f" from {names[0]}" if names and names[0] else ""
 
 
 class _Ranks:
