@@ -13,22 +13,15 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rank_callbacks.callbacks.class_rank import class_ranks, labels_of
+from rank_callbacks.callbacks.gradient_spectra import factor_spectra, sketched_or_full
 from rank_callbacks.callbacks.lightning import Callback, step_axis
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, warn_of_nan
 from rank_callbacks.callbacks.schedule import every
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.catalog import find_measure
-from rank_callbacks.functional import (
-    OuterProductSpectrum,
-    leading_subspace,
-    low_rank_singular_values,
-    numerical_rank,
-    outer_product_spectrum,
-    rounding_noise,
-    rounding_rtol,
-    singular_values_of_each,
-)
+from rank_callbacks.functional import leading_subspace, numerical_rank, rounding_noise
 from rank_callbacks.functional.spectrum import widened
 from rank_callbacks.gradient_bounds import BoundTable, GradientBound, bounds_of_layers, outer_products_of_layers
 from rank_callbacks.matrices import check_conv, gradient_matrices, is_selected, matrix_views, trainable_weights
@@ -39,10 +32,6 @@ from rank_callbacks.writers import Report, write_report
 
 __all__ = ["GradientRankMonitor"]
 
-# A sketch or a b x b problem is cheaper than a full spectrum while the bound is below this share of min(m, n).
-_SMALL = 1 / 3
-# Norms of a gradient and of the outer products it should be the sum of: closer than this, in float32, they are the same.
-_SAME = 1e-6
 # What the gradient was rounded to on its way, whatever type it is stored in.
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -70,6 +59,8 @@ class GradientRankMonitor(Callback):
     ``gradient_rank/subspace_overlap_8/<layer>``       ‖UᵀU'‖_F²/8 of the top 8 left singular vectors, now    [0, 1]
                                                        and at the last report; 1 if they span the same; no
                                                        reading where the rank is below 8
+    ``gradient_rank/class_rank/<layer>``               with ``per_class=True``: exact rank of the gradient    [0, min(m, n)]
+                                                       of one class, mean over the classes of the batch
     ``gradient_rank/spectrum/<layer>``                 singular values, to TensorBoard and W&B
     ``update_rank/...``, ``moment_rank/...``           with ``update=True``, ``moments=True``
     ``monitor/seconds/gradient_rank``,                 wall time of the report, in seconds; share of the
@@ -100,12 +91,14 @@ class GradientRankMonitor(Callback):
             scheduled steps.
         moments: Whether to measure the optimizer's own matrices, momentum or Adam's moments, as
             ``moment_rank/<measure>/<layer>.exp_avg``.
+        per_class: Whether to measure the gradient of each class by itself, in linear layers that see one row a sample. Labels
+            are the second item of an ``(inputs, labels)`` batch. In this process.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
 
     Raises:
         ValueError: If a measure is unknown, ``every_n_steps`` or ``subspace_rank`` is below 1, ``conv`` or ``scalars`` is
-            not one of the above; and when fitting starts if a pattern matches nothing, the model has no trainable matrix or
-            is sharded.
+            not one of the above; when fitting starts if a pattern matches nothing, the model has no trainable matrix or is
+            sharded; and at the first batch if it has no labels for ``per_class``.
 
     Reference:
         Low-rank learning by design (Baker et al., 2024), https://arxiv.org/abs/2402.06751
@@ -123,6 +116,7 @@ class GradientRankMonitor(Callback):
         subspace_rank: int | None = 8,
         update: bool = False,
         moments: bool = False,
+        per_class: bool = False,
         scalars: Literal["auto", "all"] = "auto",
     ) -> None:
         super().__init__()
@@ -131,7 +125,7 @@ class GradientRankMonitor(Callback):
         check_conv(conv)
         if scalars not in {"auto", "all"}:
             raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
-        if subspace_rank is not None and subspace_rank < 1:
+        if subspace_rank is not None and (subspace_rank < 1 or subspace_rank % 1):
             raise ValueError(f"Expected subspace_rank to be None or a whole number from 1, got {subspace_rank}.")
         self.measures = list(measures)
         self.layers = layers
@@ -140,6 +134,7 @@ class GradientRankMonitor(Callback):
         self.subspace_rank = subspace_rank
         self.update = update
         self.moments = moments
+        self.per_class = per_class
         self.scalars = scalars
         self._capture: RowCapture | None = None
         self._stopwatch = Stopwatch()
@@ -163,6 +158,8 @@ class GradientRankMonitor(Callback):
         if self._capture is None and self.schedule(step_axis(trainer)):
             with self._stopwatch:
                 self._capture = RowCapture(pl_module, torch.Generator().manual_seed(step_axis(trainer)))
+        if self._capture is not None and self.per_class:
+            self._labels.append(labels_of(batch))
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -204,52 +201,51 @@ class GradientRankMonitor(Callback):
         self._spectra: dict[str, Spectrum] = {}
         self._bounds: dict[str, GradientBound] = {}
         self._overlaps: dict[str, Tensor] = {}
+        self._labels: list[Tensor] = []
+        self._class_ranks: dict[str, float] = {}
         self._weights: list[TrainableWeight] = []
         self._before: dict[str, Tensor] = {}
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, capture: RowCapture) -> None:
-        # Patterns are not insisted on: a layer that they name may be frozen at this step, as by toggle_optimizer.
-        every_gradient = gradient_matrices(pl_module, None, self.conv, optimizer)
-        gradients = {name: gradient for name, gradient in every_gradient.items() if is_selected(name, self.layers)}
-        if pl_module.device.type == "mps":  # has no float64
-            gradients = {name: gradient.cpu() for name, gradient in gradients.items()}
+        gradients = self._gradients(pl_module, optimizer)
         if not gradients:
             return
-        mine = list(gradients)
-        factors = outer_products_of_layers(pl_module, capture.layers, mine, self.conv) if trainer.world_size == 1 else {}
-        products = _products(gradients, factors, self.subspace_rank or 0)
+        captured, mine = capture.layers, list(gradients)
+        factors = outer_products_of_layers(pl_module, captured, mine, self.conv) if trainer.world_size == 1 else {}
+        products = factor_spectra(gradients, factors, self.subspace_rank or 0)
         known = {name: (product.input_rank, product.delta_rank) for name, product in products.items()}
-        bounds = _over_processes(bounds_of_layers(pl_module, capture.layers, mine, self.conv, known), trainer)
-        limits = {row.layer: row.bound for row in bounds}
+        bounds = _over_processes(bounds_of_layers(pl_module, captured, mine, self.conv, known), trainer)
+        values = {name: product.singular_values.cpu() for name, product in products.items()}
         others = {name: gradient for name, gradient in gradients.items() if name not in products}
-        values = shared_singular_values(others, trainer, partial(_sketched_or_full, limits))
-        values.update({name: product.singular_values.cpu() for name, product in products.items()})
-        scale = _loss_scale(trainer, optimizer)
-        for name, gradient in gradients.items():
-            dtype = _MIXED.get(str(trainer.precision), gradient.dtype)
-            spectrum = Spectrum.of(values[name], gradient, dtype, exact=True)
-            self._spectra[name] = spectrum._replace(singular_values=values[name] / scale, noise=spectrum.noise / scale)
+        limits = {row.layer: row.bound for row in bounds}
+        values.update(shared_singular_values(others, trainer, partial(sketched_or_full, limits)))
         self._bounds.update({row.layer: row for row in bounds})
-        self._compare_subspaces(gradients, products)
-        weights = trainable_weights(pl_module, mine, self.conv)
+        self._spectra.update(_unscaled(values, gradients, trainer, optimizer))
+        self._compare_subspaces(gradients, {name: product.left_vectors for name, product in products.items()})
+        if self.per_class:
+            self._class_ranks.update(class_ranks(captured, mine, self._labels))
+        self._remember_weights(trainable_weights(pl_module, mine, self.conv))
+
+    def _gradients(self, pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
+        # Patterns are not insisted on: a layer that they name may be frozen at this step, as by toggle_optimizer.
+        gradients = gradient_matrices(pl_module, None, self.conv, optimizer)
+        on_mps = pl_module.device.type == "mps"  # has no float64
+        return {name: g.cpu() if on_mps else g for name, g in gradients.items() if is_selected(name, self.layers)}
+
+    def _remember_weights(self, weights: list[TrainableWeight]) -> None:
         self._weights += weights
         if self.update:
             self._before.update({name: matrix.clone() for weight in weights for name, matrix in weight.matrices.items()})
 
-    def _compare_subspaces(self, gradients: Mapping[str, Tensor], products: Mapping[str, OuterProductSpectrum]) -> None:
+    def _compare_subspaces(self, gradients: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
         """Compare the leading left singular vectors with those at the last report."""
         rank = self.subspace_rank
         for name, gradient in gradients.items():
             before = self._subspaces.pop(name, None)
-            if (
-                rank is None
-                or gradient.dim() > 2
-                or min(gradient.shape) <= rank
-                or not _exact_rank(self._spectra[name]) >= rank
-            ):
+            if rank is None or not _has_subspace(self._spectra[name], rank):
                 continue
-            if name in products:
-                now = products[name].left_vectors
+            if name in known:
+                now = known[name]
             else:
                 now = leading_subspace(gradient, rank, torch.Generator(gradient.device).manual_seed(0)).double()
             if before is not None and before.shape == now.shape:
@@ -282,6 +278,7 @@ class GradientRankMonitor(Callback):
             "input_rank": {name: row.input_rank for name, row in known.items() if row.input_rank is not None},
             "delta_rank": {name: row.delta_rank for name, row in known.items() if row.delta_rank is not None},
             f"subspace_overlap_{self.subspace_rank}": self._overlaps,
+            "class_rank": self._class_ranks,
         }
         return {
             measure: {name: torch.as_tensor(value, dtype=torch.float64) for name, value in of_layers.items()}
@@ -324,35 +321,20 @@ def _exact_rank(spectrum: Spectrum) -> Tensor:
     return numerical_rank(spectrum.singular_values, spectrum.rtol or 0, spectrum.noise)
 
 
-def _products(
-    gradients: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]], vectors: int
-) -> dict[str, OuterProductSpectrum]:
-    """Spectra of those gradients that are, to rounding, the sum of few outer products."""
-    found = {}
-    for name, (inputs, deltas) in factors.items():
-        gradient = gradients[name]
-        if vectors <= len(inputs) <= _SMALL * min(gradient.shape) and gradient.dtype != torch.float64:
-            product = outer_product_spectrum(deltas, inputs, vectors)
-            norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gradient.float(), dim=1).double())
-            # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
-            if (torch.linalg.vector_norm(product.singular_values) - norm).abs() <= _SAME * norm:
-                found[name] = product
-    return found
+def _has_subspace(spectrum: Spectrum, rank: int) -> bool:
+    """Whether there are ``rank`` leading directions to compare, and more to tell them from."""
+    return len(spectrum.shape) == 2 and min(spectrum.shape) > rank and bool(_exact_rank(spectrum) >= rank)
 
 
-def _sketched_or_full(bounds: Mapping[str, int | None], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Singular values of gradients, by a sketch where the bound is small and the sketch proves itself."""
-    sketched = {name: _sketched(gradient, bounds.get(name)) for name, gradient in gradients.items()}
-    full = singular_values_of_each({name: gradients[name] for name, values in sketched.items() if values is None})
-    return {name: full[name] if values is None else values for name, values in sketched.items()}
-
-
-def _sketched(gradient: Tensor, bound: int | None) -> Tensor | None:
-    # A sketch cannot certify the last digits of float64.
-    if bound is None or bound > _SMALL * min(gradient.shape) or gradient.dim() > 2 or gradient.dtype == torch.float64:
-        return None
-    values, residual = low_rank_singular_values(gradient, bound, torch.Generator(gradient.device).manual_seed(0))
-    return values if residual <= rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0] else None
+def _unscaled(
+    values: Mapping[str, Tensor], gradients: Mapping[str, Tensor], trainer: Trainer, optimizer: Optimizer
+) -> dict[str, Spectrum]:
+    scale = _loss_scale(trainer, optimizer)
+    spectra = {}
+    for name, gradient in gradients.items():
+        spectrum = Spectrum.of(values[name], gradient, _MIXED.get(str(trainer.precision)), exact=True)
+        spectra[name] = spectrum._replace(singular_values=values[name] / scale, noise=spectrum.noise / scale)
+    return spectra
 
 
 def _over_processes(bounds: BoundTable, trainer: Trainer) -> BoundTable:

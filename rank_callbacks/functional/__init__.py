@@ -1,5 +1,6 @@
 """Tensors in, tensors out: spectra, measures of rank and bounds of gradients. No modules, no loggers."""
 
+from rank_callbacks.functional.class_gradient import class_gradient_ranks
 from rank_callbacks.functional.exact_rank import exact_rank
 from rank_callbacks.functional.gradient_bound import (
     attention_gradient_bounds,
@@ -42,6 +43,7 @@ __all__ = [
     "OuterProductSpectrum",
     "alpha",
     "attention_gradient_bounds",
+    "class_gradient_ranks",
     "condition_number",
     "convolution_gradient_bound",
     "convolution_positions",

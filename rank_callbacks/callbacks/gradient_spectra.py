@@ -1,0 +1,54 @@
+"""The singular values of gradients, each by the cheapest exact route that it allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rank_callbacks.functional import (
+    OuterProductSpectrum,
+    low_rank_singular_values,
+    outer_product_spectrum,
+    rounding_rtol,
+    singular_values_of_each,
+)
+
+__all__ = ["factor_spectra", "sketched_or_full"]
+
+# A sketch or a b x b problem is cheaper than a full spectrum while the bound is below this share of min(m, n).
+_SMALL = 1 / 3
+# Norms of a gradient and of the outer products it should be the sum of: closer than this, in float32, they are the same.
+_SAME = 1e-6
+
+
+def factor_spectra(
+    gradients: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]], vectors: int
+) -> dict[str, OuterProductSpectrum]:
+    """Spectra of those gradients that are, to rounding, the sum of few outer products."""
+    found = {}
+    for name, (inputs, deltas) in factors.items():
+        gradient = gradients[name]
+        if vectors <= len(inputs) <= _SMALL * min(gradient.shape) and gradient.dtype != torch.float64:
+            product = outer_product_spectrum(deltas, inputs, vectors)
+            norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gradient.float(), dim=1).double())
+            # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
+            if (torch.linalg.vector_norm(product.singular_values) - norm).abs() <= _SAME * norm:
+                found[name] = product
+    return found
+
+
+def sketched_or_full(bounds: Mapping[str, int | None], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Singular values of gradients, by a sketch where the bound is small and the sketch proves itself."""
+    sketched = {name: _sketched(gradient, bounds.get(name)) for name, gradient in gradients.items()}
+    full = singular_values_of_each({name: gradients[name] for name, values in sketched.items() if values is None})
+    return {name: full[name] if values is None else values for name, values in sketched.items()}
+
+
+def _sketched(gradient: Tensor, bound: int | None) -> Tensor | None:
+    # A sketch cannot certify the last digits of float64.
+    if bound is None or bound > _SMALL * min(gradient.shape) or gradient.dim() > 2 or gradient.dtype == torch.float64:
+        return None
+    values, residual = low_rank_singular_values(gradient, bound, torch.Generator(gradient.device).manual_seed(0))
+    return values if residual <= rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0] else None
