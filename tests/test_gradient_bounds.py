@@ -44,9 +44,6 @@ def perceptron(*widths: int, bias: bool = True, activation: type[nn.Module] = nn
     return nn.Sequential(*layers[:-1])
 
 
-# Tables
-
-
 def test_perceptron() -> None:
     table = gradient_rank_bounds(perceptron(784, 256, 256, 10), torch.randn(32, 784))
     assert str(table).splitlines() == [
@@ -323,9 +320,6 @@ def test_longest_call_counts_for_attention() -> None:
         assert ranks[row.layer] <= row.bound
 
 
-# Against measured ranks
-
-
 class Residual(nn.Sequential):
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs + super().forward(inputs)
@@ -432,9 +426,6 @@ def test_bounds_of_a_perceptron_are_reached(batch: int) -> None:
     assert {row.layer: row.bound for row in gradient_rank_bounds(model, inputs, "mse")} == ranks
 
 
-# What is captured of several passes
-
-
 def captured(model: nn.Module, passes: Callable[[], None]) -> tuple[BoundTable, dict[str, tuple[Tensor, Tensor]]]:
     capture = RowCapture(model, torch.Generator())
     passes()
@@ -504,9 +495,6 @@ def test_capture_leaves_no_hook() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     output.sum().backward()
     assert not capture.layers["0"].deltas
-
-
-# Inputs, losses and outputs
 
 
 class Keywords(nn.Module):
@@ -587,9 +575,6 @@ def test_float16_model_is_measured_in_float64() -> None:
     assert gradient_rank_bounds(perceptron(8, 8, 3, activation=nn.Tanh).half(), torch.randn(5, 8).half())[0].bound == 5
 
 
-# Nothing changes
-
-
 def everything(model: nn.Module) -> dict[str, Any]:
     return {
         "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
@@ -630,9 +615,6 @@ def test_gradients_of_the_model_do_not_add_to_the_bound() -> None:
     model(torch.randn(8, 8)).sum().backward()
     with torch.no_grad():
         assert gradient_rank_bounds(model, torch.randn(2, 8))[0].bound == 2
-
-
-# Misuse
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def labels_of(batch: object) -> Tensor:
     return labels
 
 
-def class_ranks(captured: Mapping[str, LayerRows], names: Sequence[str], labels: list[Tensor]) -> dict[str, float]:
+def class_ranks(captured: Mapping[str, LayerRows], names: Container[str], labels: list[Tensor]) -> dict[str, float]:
     """Mean rank of one class's gradient, for linear layers that saw each labelled sample as one row."""
     together, means = torch.cat(labels), {}
     for layer in captured.values():

@@ -210,7 +210,7 @@ class GradientRankMonitor(Callback):
         gradients = self._gradients(pl_module, optimizer)
         if not gradients:
             return
-        captured, mine = capture.layers, list(gradients)
+        captured, mine = capture.layers, gradients.__contains__
         factors = outer_products_of_layers(pl_module, captured, mine, self.conv) if trainer.world_size == 1 else {}
         products = factor_spectra(gradients, factors, self.subspace_rank or 0)
         known = {name: (product.input_rank, product.delta_rank) for name, product in products.items()}
@@ -223,8 +223,9 @@ class GradientRankMonitor(Callback):
         self._spectra.update(_unscaled(values, gradients, trainer, optimizer))
         self._compare_subspaces(gradients, {name: product.left_vectors for name, product in products.items()})
         if self.per_class:
-            self._class_ranks.update(class_ranks(captured, mine, self._labels))
-        self._remember_weights(trainable_weights(pl_module, mine, self.conv))
+            self._class_ranks.update(class_ranks(captured, gradients, self._labels))
+        if self.update or self.moments:
+            self._remember_weights(trainable_weights(pl_module, mine, self.conv))
 
     def _gradients(self, pl_module: LightningModule, optimizer: Optimizer) -> dict[str, Tensor]:
         # Patterns are not insisted on: a layer that they name may be frozen at this step, as by toggle_optimizer.

@@ -19,8 +19,6 @@ __all__ = ["factor_spectra", "sketched_or_full"]
 
 # A sketch or a b x b problem is cheaper than a full spectrum while the bound is below this share of min(m, n).
 _SMALL = 1 / 3
-# Norms of a gradient and of the outer products it should be the sum of: closer than this, in float32, they are the same.
-_SAME = 1e-6
 
 
 def factor_spectra(
@@ -32,9 +30,8 @@ def factor_spectra(
         gradient = gradients[name]
         if vectors <= len(inputs) <= _SMALL * min(gradient.shape) and gradient.dtype != torch.float64:
             product = outer_product_spectrum(deltas, inputs, vectors)
-            norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gradient.float(), dim=1).double())
-            # Not the same under loss scaling, in mixed precision, or if something else adds to the gradient.
-            if (torch.linalg.vector_norm(product.singular_values) - norm).abs() <= _SAME * norm:
+            # There is more under loss scaling, in mixed precision, or if something else adds to the gradient.
+            if _missed(gradient, inputs, deltas) <= _tolerance(gradient, product.singular_values):
                 found[name] = product
     return found
 
@@ -51,4 +48,14 @@ def _sketched(gradient: Tensor, bound: int | None) -> Tensor | None:
     if bound is None or bound > _SMALL * min(gradient.shape) or gradient.dim() > 2 or gradient.dtype == torch.float64:
         return None
     values, residual = low_rank_singular_values(gradient, bound, torch.Generator(gradient.device).manual_seed(0))
-    return values if residual <= rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0] else None
+    return values if residual <= _tolerance(gradient, values) else None
+
+
+def _missed(gradient: Tensor, inputs: Tensor, deltas: Tensor) -> Tensor:
+    """What ΔᵀX leaves of a gradient, in the mean over probes its Frobenius norm. Norms alone would not tell."""
+    probe = torch.randn(gradient.shape[1], generator=torch.Generator(gradient.device).manual_seed(0), device=gradient.device)
+    return torch.linalg.vector_norm(gradient.float() @ probe - deltas.float().mT @ (inputs.float() @ probe))
+
+
+def _tolerance(gradient: Tensor, values: Tensor) -> Tensor:
+    return rounding_rtol(tuple(gradient.shape), gradient.dtype) * values[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,10 +116,19 @@ def warn_of_nan(spectra: Mapping[str, Spectrum], step: int, warned: set[str]) ->
 
 
 def _measure(spectrum: Spectrum, name: str) -> Tensor:
-    row, parameter = find_measure(name)
-    function = _FUNCTIONS.get(row.name) or getattr(functional, row.name)
-    known = {row.parameter or "": parameter, "shape": spectrum.shape, "noise": spectrum.noise}
+    function, parameters = _function(name)
+    known: dict[str, Any] = {"shape": spectrum.shape, "noise": spectrum.noise} | parameters
     if name == "numerical_rank" and spectrum.rtol is not None:
         known["rtol"] = spectrum.rtol
-    wanted = inspect.signature(function).parameters
-    return function(spectrum.singular_values, **{key: value for key, value in known.items() if key in wanted})
+    return function(spectrum.singular_values, **{key: value for key, value in known.items() if key in _arguments(function)})
+
+
+@cache
+def _function(name: str) -> tuple[Callable[..., Tensor], dict[str, float | None]]:
+    row, parameter = find_measure(name)
+    return _FUNCTIONS.get(row.name) or getattr(functional, row.name), {row.parameter: parameter} if row.parameter else {}
+
+
+@cache
+def _arguments(function: Callable[..., Tensor]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

@@ -10,8 +10,8 @@ from rank_callbacks.functional.spectrum import lower_gram, roots_of_eigenvalues,
 
 __all__ = ["exact_rank", "rank_from_gram"]
 
-# Of λ₁, which sets the tolerance: a few per cent are enough.
-_POWER_ITERATIONS = 8
+# Of λ₁, which sets the tolerance: some per cent are enough.
+_POWER_ITERATIONS = 4
 
 
 def exact_rank(matrix: Tensor) -> int:

@@ -104,14 +104,14 @@ def gradient_matrices(
         torch.Size([3, 2])
     """
     owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    chosen = {name for weight in trainable_weights(model, layers, conv) for name in weight.matrices}
     matrices: dict[str, Tensor] = {}
-    for path, module, parameter in _weights(model):
+    for path, module, parameter, chosen in trainable_weights(model, layers, conv):
         gradient = parameter.grad if owned is None or id(parameter) in owned else None
         if gradient is not None:
             dense = gradient.coalesce().values() if gradient.is_sparse else gradient
-            matrices.update(matrix_views(path, module, dense, conv) or {})
-    return {name: matrix for name, matrix in matrices.items() if name in chosen}
+            views = matrix_views(path, module, dense, conv) or {}
+            matrices.update({name: view for name, view in views.items() if name in chosen})
+    return matrices
 
 
 class TrainableWeight(NamedTuple):

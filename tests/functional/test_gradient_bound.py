@@ -52,9 +52,6 @@ def cross_entropy(output: Tensor) -> Tensor:
 LOSSES = {"mse": mse, "cross_entropy": cross_entropy}
 
 
-# Fully connected layers
-
-
 def perceptron(widths: list[int], bias: bool = False, activation: type[nn.Module] = nn.Identity) -> nn.Sequential:
     """Layers with activations between them."""
     layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair, bias=bias), activation())]
@@ -162,9 +159,6 @@ def test_gradient_of_any_cross_entropy_loses_a_rank(options) -> None:
     assert exact_rank(output.grad) == loss_gradient_bound("cross_entropy", 20, 5) == 4
 
 
-# Recurrent layers
-
-
 def linear_elman(inputs: list[Tensor], weight: Tensor, recurrent: Tensor, bias: Tensor, state: Tensor) -> list[Tensor]:
     """H_t = X_t U^T + H_{t-1} V^T + b, for every step."""
     steps = accumulate(inputs, lambda h, x: x @ weight.T + h @ recurrent.T + bias, initial=state)
@@ -265,9 +259,6 @@ def test_recurrent_layers_reach_their_bounds(seed, kind, widths, batch, steps, l
                     assert exact_rank(gradient) == bound
 
 
-# Convolutions
-
-
 @st.composite
 def convolutions(draw, padded: bool = True) -> tuple[nn.Module, tuple[int, ...]]:
     """A layer and the size of an image on which it has at least one position."""
@@ -345,9 +336,6 @@ def test_positions_of_a_kernel(change: dict[str, tuple[int, int]], positions: in
     assert convolution_positions(**plain | change) == positions
 
 
-# Attention and embeddings
-
-
 def attention_ranks(layer: nn.MultiheadAttention) -> dict[str, int]:
     parts = dict(zip("qkv", layer.in_proj_weight.grad.chunk(3), strict=True))
     return {name: exact_rank(gradient) for name, gradient in (parts | {"out": layer.out_proj.weight.grad}).items()}
@@ -412,9 +400,6 @@ def test_embedding_reaches_its_bound(seed, tokens, dim, padding_idx) -> None:
     assert exact_rank(layer.weight.grad) == embedding_gradient_bound(torch.tensor(tokens), dim, padding_idx)
 
 
-# Leaky ReLU
-
-
 def naive_threshold(z: np.ndarray, slope: float) -> float:
     """Equation (9), counting the negative and the positive entries of each column and row."""
     of_columns = [math.sqrt((column <= 0).sum() * slope**2 + (column > 0).sum()) for column in z.T]
@@ -446,9 +431,6 @@ def test_leaky_relu_threshold_is_not_below_that_of_floating_point_and_grows_with
     eps = torch.finfo(torch.float64).eps
     assert leaky_relu_threshold(z, low) >= eps * largest * (1 - 1e-12)
     assert leaky_relu_threshold(z, low) <= leaky_relu_threshold(z, high)
-
-
-# Misuse
 
 
 @pytest.mark.parametrize("loss", ["nll", "", "MSE"])

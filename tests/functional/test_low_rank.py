@@ -31,9 +31,6 @@ def with_spectrum(values: Tensor, rows: int, columns: int) -> Tensor:
     return left * values @ right.mT
 
 
-# The sketch
-
-
 @pytest.mark.parametrize("rank", [1, 3, 9])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @shapes
@@ -129,9 +126,6 @@ def test_sketch_leaves_the_matrix_and_the_global_generator_and_repeats() -> None
     assert not torch.equal(first.singular_values, other.singular_values)
 
 
-# Outer products
-
-
 @some
 @given(
     seed=st.integers(0, 999),
@@ -210,9 +204,6 @@ def test_outer_products_of_what_is_not_finite_are_nan(place: str, bad: float) ->
 @pytest.mark.parametrize("rows", [0, 3])
 def test_outer_products_of_zeros_or_of_no_rows_are_zero(rows: int) -> None:
     assert outer_product_spectrum(torch.zeros(rows, 5), torch.ones(rows, 4)).singular_values.tolist() == [0.0] * 4
-
-
-# Subspaces
 
 
 def overlap(basis: Tensor, matrix: Tensor) -> float:
