@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from rank_callbacks import functional
 from rank_callbacks.matrices import Layers, matrix_views, trainable_weights
@@ -97,7 +98,6 @@ def gradient_rank_bounds(
     if not callable(loss) and loss not in _LOSSES:
         raise ValueError(f"Expected loss to be one of {', '.join(_LOSSES)} or a function of the output, got {loss!r}.")
     twin = copy.deepcopy(model).double()
-    twin.zero_grad()
     capture = RowCapture(twin, torch.Generator().manual_seed(0))
     try:
         with torch.random.fork_rng(), torch.enable_grad():
@@ -194,7 +194,9 @@ def _bound(part: _Part, layer: LayerRows, parameter: str, order: list[LayerRows]
         input_rank, delta_rank = ranks.of_factors(part, layer, deltas)
         limits += [] if delta_rank is None else [_Limit(delta_rank, _delta_in_words(delta_rank, deltas, layer, order))]
     elif layer.inputs and parameter.startswith("weight_ih_l0"):
-        input_rank = ranks.of_inputs(layer, whole)
+        # Its output gradients are not seen, so only in float64 can its inputs be said to lack a direction.
+        inputs = torch.cat(layer.inputs)
+        input_rank = _rank(inputs, whole, layer.sampled) if inputs.dtype == torch.float64 else None
     limits += [] if input_rank is None else [_Limit(input_rank, _input_in_words(input_rank, layer, order))]
     least = min(limits, key=lambda limit: limit.rank)
     return GradientBound(part.name, part.shape, least.rank * math.prod(blocks), least.reason, input_rank, delta_rank)
@@ -268,11 +270,11 @@ def _from_bottleneck(layers: list[LayerRows], rank: int) -> str:
 
 
 class _Ranks:
-    """Ranks of factors, each measured once however many matrices a layer's parameter holds."""
+    """Ranks of factors as far as they can show in the gradient, each measured once for all matrices of a parameter."""
 
     def __init__(self, known: Mapping[str, tuple[int, int]]) -> None:
         self._known = known
-        self._of_inputs: dict[tuple[str, int], int | None] = {}
+        self._of_inputs: dict[tuple[str, int, int], int | None] = {}
 
     def of_factors(self, part: _Part, layer: LayerRows, deltas: Tensor) -> tuple[int | None, int | None]:
         """Ranks of the layer's inputs and of ``deltas``, up to the smaller side of the matrix."""
@@ -280,23 +282,21 @@ class _Ranks:
         if part.name in self._known:
             input_rank, delta_rank = self._known[part.name]
             return min(input_rank, whole), min(delta_rank, whole)
-        return self.of_inputs(layer, whole), _rank(deltas, whole, layer.sampled)
-
-    def of_inputs(self, layer: LayerRows, whole: int) -> int | None:
-        """Rank of the layer's inputs, up to ``whole``."""
-        key = (layer.name, whole)
+        inputs, every_delta = layer.outer_products
+        key = (layer.name, part.parts, whole)
         if key not in self._of_inputs:
-            inputs = layer.outer_products[0] if layer.deltas else torch.cat(layer.inputs)
-            self._of_inputs[key] = _rank(inputs, whole, layer.sampled)
-        return self._of_inputs[key]
+            tolerances = [functional.factor_tolerances(delta, inputs)[1] for delta in every_delta.chunk(part.parts, dim=1)]
+            known = [tolerance for tolerance in tolerances if tolerance is not None]
+            self._of_inputs[key] = _rank(inputs, whole, layer.sampled, torch.stack(known).min() if known else None)
+        return self._of_inputs[key], _rank(deltas, whole, layer.sampled, functional.factor_tolerances(deltas, inputs)[0])
 
 
-def _rank(rows: Tensor, most: int, sampled: bool) -> int | None:
+def _rank(rows: Tensor, most: int, sampled: bool, tolerance: Tensor | None = None) -> int | None:
     """The exact rank of rows, up to ``most``; None if they are a sample that cannot tell."""
     enough = most + _MORE_THAN_NEEDED
-    if len(rows) > enough and functional.exact_rank(rows[:: len(rows) // enough][:enough]) >= most:
+    if len(rows) > enough and functional.exact_rank(rows[:: len(rows) // enough][:enough], tolerance) >= most:
         return most
-    rank = min(functional.exact_rank(rows), most)
+    rank = min(functional.exact_rank(rows, tolerance), most)
     return None if sampled and rank < most else rank
 
 
@@ -305,7 +305,8 @@ def _output(model: nn.Module, example_input: Any) -> Any:  # ruff: ignore[any-ty
     try:
         if isinstance(prepared, dict):
             return model(**prepared)
-        return model(*prepared) if isinstance(prepared, tuple) else model(prepared)
+        unpacked = isinstance(prepared, tuple) and not isinstance(prepared, PackedSequence)
+        return model(*prepared) if unpacked else model(prepared)
     except Exception as error:
         raise ValueError(f"Expected an example_input that the model takes, but it refuses: {error}") from error
 
@@ -315,6 +316,8 @@ def _in_double(value: Any) -> Any:  # ruff: ignore[any-type]
         return value.double() if value.is_floating_point() else value
     if isinstance(value, dict):
         return {key: _in_double(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
+        return type(value)(*map(_in_double, value))
     return type(value)(map(_in_double, value)) if isinstance(value, (tuple, list)) else value
 
 

@@ -2,7 +2,7 @@ import copy
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -303,6 +303,25 @@ def test_a_part_of_stacked_matrices_has_the_bound_that_it_has_among_all(model: n
     assert part == {name: table[name] for name in part}
 
 
+@pytest.mark.parametrize("option", ["add_bias_kv", "add_zero_attn"])
+def test_key_that_attention_adds_of_its_own_counts(option: str) -> None:
+    """With one more to choose from, the keys of the sequence lose no rank to softmax."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True, **{option: True})
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.attention(inputs, inputs, inputs)[0]
+
+    model, inputs, target = Attention(), torch.randn(1, 3, 16), torch.randn(1, 3, 16).double()
+    ranks = gradient_ranks(model, inputs, lambda output: nn.functional.mse_loss(output, target))
+    table = gradient_rank_bounds(model, inputs, "mse", "attention.in_proj_weight")
+    assert ranks["attention.in_proj_weight.k"] == 3
+    assert [ranks[row.layer] <= row.bound for row in table] == [True] * 3
+
+
 def test_longest_call_counts_for_attention() -> None:
     class TwoLengths(nn.Module):
         def __init__(self) -> None:
@@ -506,17 +525,29 @@ class Keywords(nn.Module):
         return self.layer(left + right) * scale
 
 
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
 @pytest.mark.parametrize(
     "inputs",
     [
         (torch.randn(3, 6), torch.randn(3, 6)),
+        Pair(torch.randn(3, 6), torch.randn(3, 6)),
         {"left": torch.randn(3, 6), "right": torch.randn(3, 6), "scale": 2.0},
         {"right": torch.randn(3, 6), "left": torch.randn(3, 6).double()},
     ],
-    ids=["tuple", "dict", "dict of mixed types"],
+    ids=["tuple", "named tuple", "dict", "dict of mixed types"],
 )
 def test_inputs_of_several_tensors(inputs: Any) -> None:
     assert summary(gradient_rank_bounds(Keywords(), inputs)) == {"layer.weight": (3, "batch of 3")}
+
+
+def test_packed_sequence_is_one_input() -> None:
+    inputs = pack_padded_sequence(torch.randn(5, 3, 6), torch.tensor([5, 3, 3]))
+    table = summary(gradient_rank_bounds(nn.RNN(6, 20), inputs, lambda output: output[0].data.square().sum()))
+    assert table["weight_hh_l0"][0] == 8
 
 
 def test_nested_inputs_are_cast_to_float64() -> None:

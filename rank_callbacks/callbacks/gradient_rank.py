@@ -72,6 +72,9 @@ class GradientRankMonitor(Callback):
     reading; a gradient that is not finite reads NaN, with one warning a layer. At the first report the bounds are printed
     as a table, with what binds each.
 
+    A bound counts what passes through the layer. A penalty on its weight or on gradients adds to that, and in manual
+    optimization so do batches before the scheduled one that accumulate into the same step: then utilization exceeds 1.
+
     **Cost.** Hooks only on scheduled steps, which keep inputs and output gradients of linear layers until the step ends.
     A gradient of rank at most b ≤ min(m, n)/3 is measured by a b x b problem, 2·b²·(m + n) operations, if its rows were
     caught, and else by a sketch that certifies itself, 4·m·n·b; where neither applies, by its full spectrum.

@@ -1,7 +1,7 @@
 """Tensors in, tensors out: spectra, measures of rank and bounds of gradients. No modules, no loggers."""
 
 from rank_callbacks.functional.class_gradient import class_gradient_ranks
-from rank_callbacks.functional.exact_rank import exact_rank
+from rank_callbacks.functional.exact_rank import exact_rank, factor_tolerances
 from rank_callbacks.functional.gradient_bound import (
     attention_gradient_bounds,
     convolution_gradient_bound,
@@ -53,6 +53,7 @@ __all__ = [
     "energy_at_rank",
     "energy_rank",
     "exact_rank",
+    "factor_tolerances",
     "frobenius_norm",
     "fully_connected_gradient_bounds",
     "leading_subspace",

@@ -8,19 +8,20 @@ from torch import Tensor
 from rank_callbacks.functional.rank import numerical_rank, rounding_noise, rounding_rtol
 from rank_callbacks.functional.spectrum import lower_gram, roots_of_eigenvalues, singular_values
 
-__all__ = ["exact_rank", "rank_from_gram"]
+__all__ = ["exact_rank", "factor_tolerances", "rank_from_gram"]
 
 # Of λ₁, which sets the tolerance: some per cent are enough.
 _POWER_ITERATIONS = 4
 
 
-def exact_rank(matrix: Tensor) -> int:
+def exact_rank(matrix: Tensor, tolerance: Tensor | None = None) -> int:
     """Rank at the tolerance n·ε, or at the rounding noise of the matrix's type where that is larger.
 
     NumPy's max(m, n)·ε would grow with the number of rows, and of 50,000 hide what their sum of outer products still shows.
 
     Args:
         matrix: Shape ``(m, n)``, any real floating type.
+        tolerance: What a singular value must exceed to count, such as ``factor_tolerances`` gives, instead.
 
     Returns:
         The rank; min(m, n) for a matrix that is not finite, of which no less is known.
@@ -32,12 +33,50 @@ def exact_rank(matrix: Tensor) -> int:
     if matrix.numel() == 0:
         return 0
     if matrix.dtype == torch.float64:  # squares would lose half of its digits
-        rank = numerical_rank(singular_values(matrix), _rtol(matrix))
+        rtol, floor = (_rtol(matrix), 0.0) if tolerance is None else (0.0, tolerance)
+        rank = numerical_rank(singular_values(matrix), rtol, floor)
         return min(matrix.shape) if rank.isnan() else int(rank)
-    return rank_from_gram(lower_gram(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT), matrix)
+    return rank_from_gram(lower_gram(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT), matrix, tolerance)
 
 
-def rank_from_gram(gram: Tensor, matrix: Tensor) -> int:
+def factor_tolerances(deltas: Tensor, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What a singular value of Δ, and one of X, must exceed to show in the rank of the gradient G = ΔᵀX.
+
+    Rank counts in G above τ = max(m, n)·ε·σ₁(G). By Weyl's inequality σ_{k+1}(G) ≤ ‖Δ‖₂·σ_{k+1}(X), so at most as many of
+    G's exceed τ as of X's exceed τ/‖Δ‖₂. Relative to σ₁(X) that is less than max(m, n)·ε wherever Δᵀ cancels the leading
+    direction of X, as the gradients of a batch do that sum to zero. Norms are bounded on the safe side: ‖Δ‖_F above ‖Δ‖₂, and
+    a few power iterations below σ₁(G).
+
+    Args:
+        deltas: Output gradients Δ of shape ``(b, m)``.
+        inputs: Inputs X of shape ``(b, n)``.
+
+    Returns:
+        The tolerances of Δ and of X. None for types narrower than float32, whose own rounding noise lies above them, and for
+        float64, in which all that training resolves lies above the tolerance of ``exact_rank``.
+    """
+    if {deltas.dtype, inputs.dtype} != {torch.float32} or len(deltas) == 0:
+        return None, None
+    sizes = torch.stack([deltas.abs().max(), inputs.abs().max()])
+    if not (sizes.isfinite() & (sizes > 0)).all():
+        return None, None
+    left, right = deltas / sizes[0], inputs / sizes[1]  # squares would over- or underflow
+    largest = rounding_rtol((deltas.shape[1], inputs.shape[1]), deltas.dtype) * _spectral_norm_of_product(left, right)
+    of_deltas = sizes[0] * largest / torch.linalg.vector_norm(right)
+    of_inputs = sizes[1] * largest / torch.linalg.vector_norm(left)
+    return of_deltas.double(), of_inputs.double()
+
+
+def _spectral_norm_of_product(left: Tensor, right: Tensor) -> Tensor:
+    """‖LᵀR‖₂ from below, by power iteration."""
+    vector = torch.randn(right.shape[1], generator=torch.Generator(right.device).manual_seed(0), device=right.device)
+    for _ in range(_POWER_ITERATIONS):
+        vector = right.mT @ (left @ (left.mT @ (right @ vector)))
+        vector = vector / torch.linalg.vector_norm(vector).clamp_min(torch.finfo(vector.dtype).tiny)
+    return torch.linalg.vector_norm(left.mT @ (right @ vector))
+
+
+def rank_from_gram(gram: Tensor, matrix: Tensor, tolerance: Tensor | None = None) -> int:
     """Exact rank of a matrix whose smaller Gram matrix is ``gram``, by Sylvester's law of inertia.
 
     As many singular values are above τ as the factorisation LDLᵀ of ``gram`` − τ²·1 has positive pivots: four times faster
@@ -46,21 +85,27 @@ def rank_from_gram(gram: Tensor, matrix: Tensor) -> int:
     Args:
         gram: Shape ``(r, r)``, float64, of which the lower triangle is read.
         matrix: The matrix, whose shape and type set the tolerance.
+        tolerance: The tolerance instead.
 
     Returns:
         The rank; r where ``gram`` is not finite.
     """
     if len(gram) == 0 or not gram.trace().isfinite():
         return len(gram)
-    tolerance = _rtol(matrix) ** 2 * _largest_eigenvalue(gram)
-    if matrix.dtype.itemsize <= 2:  # the tolerance of wider types covers their noise anyway
-        tolerance = torch.maximum(tolerance, rounding_noise(matrix).square())
+    least = _default_square(gram, matrix) if tolerance is None else tolerance.square()
     if gram.device.type != "cpu":
-        return int((roots_of_eigenvalues(gram).square() > tolerance).sum())
-    shifted = gram - tolerance * torch.eye(len(gram), dtype=gram.dtype)
+        return int((roots_of_eigenvalues(gram).square() > least).sum())
+    shifted = gram - least * torch.eye(len(gram), dtype=gram.dtype)
     factors, pivots, _ = torch.linalg.ldl_factor_ex(shifted)
     # A negative pivot marks one of two rows whose block has one positive and one negative eigenvalue.
     return int(((factors.diagonal() > 0) & (pivots > 0)).sum() + (pivots < 0).sum() // 2)
+
+
+def _default_square(gram: Tensor, matrix: Tensor) -> Tensor:
+    square = _rtol(matrix) ** 2 * _largest_eigenvalue(gram)
+    if matrix.dtype.itemsize > 2:  # the tolerance of wider types covers their noise anyway
+        return square
+    return torch.maximum(square, rounding_noise(matrix).square())
 
 
 def _rtol(matrix: Tensor) -> float:

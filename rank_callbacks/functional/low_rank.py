@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rank_callbacks.functional.exact_rank import exact_rank, rank_from_gram
+from rank_callbacks.functional.exact_rank import exact_rank, factor_tolerances, rank_from_gram
 from rank_callbacks.functional.spectrum import roots_of_eigenvalues, roots_of_squares, widened
 
 __all__ = ["LowRankSpectrum", "OuterProductSpectrum", "leading_subspace", "low_rank_singular_values", "outer_product_spectrum"]
@@ -76,8 +76,8 @@ class OuterProductSpectrum(NamedTuple):
     Args:
         singular_values: Shape ``(min(m, n),)``, float64, descending; 0 beyond the b-th.
         left_vectors: Leading left singular vectors, of shape ``(m, k)``, float64.
-        input_rank: Exact rank of the inputs X.
-        delta_rank: Exact rank of the output gradients Δ.
+        input_rank: Rank of the inputs X, as far as it can show in the gradient.
+        delta_rank: Rank of the output gradients Δ, likewise.
     """
 
     singular_values: Tensor
@@ -108,9 +108,10 @@ def outer_product_spectrum(deltas: Tensor, inputs: Tensor, vectors: int = 0) -> 
         inputs, deltas = (factor.new_zeros(1, factor.shape[1]) for factor in (inputs, deltas))
     wide_inputs, wide_deltas = widened(inputs), widened(deltas)
     grams = wide_inputs @ wide_inputs.mT, wide_deltas @ wide_deltas.mT
+    tolerances = reversed(factor_tolerances(deltas, inputs))
     ranks = [
-        exact_rank(factor) if factor.dtype == torch.float64 else rank_from_gram(gram, factor)
-        for gram, factor in zip(grams, (inputs, deltas), strict=True)
+        exact_rank(factor, tolerance) if factor.dtype == torch.float64 else rank_from_gram(gram, factor, tolerance)
+        for gram, factor, tolerance in zip(grams, (inputs, deltas), tolerances, strict=True)
     ]
     length = min(deltas.shape[1], inputs.shape[1])
     if not (grams[0].sum() + grams[1].sum()).isfinite():

@@ -249,6 +249,7 @@ def test_penalty_on_a_weight_is_seen_though_outer_products_know_nothing_of_it(st
     fit(model, gradients, GradientRankMonitor([*NAIVE, "numerical_rank"]), logger=recorder)
     check_values(recorder, {0: gradients.at[0]})
     assert readings(recorder, "numerical_rank")[0, LAYERS[0]] == exact_rank(gradients.at[0][LAYERS[0]]) > BATCH
+    assert readings(recorder, "utilization")[0, LAYERS[0]] > 1
 
 
 class Standstill(Wide):

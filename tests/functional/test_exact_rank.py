@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rank_callbacks.functional import exact_rank, outer_product_spectrum
+from rank_callbacks.functional import exact_rank, factor_tolerances, numerical_rank, outer_product_spectrum, rounding_rtol
 
 dimensions = st.integers(1, 40)
 types = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
@@ -76,3 +76,25 @@ def test_ranks_of_factors_come_with_the_spectrum_of_their_product(seed, b, sizes
     inputs, deltas = of_rank(b, sizes[0], input_rank, dtype), of_rank(b, sizes[1], delta_rank, dtype)
     spectrum = outer_product_spectrum(deltas, inputs)
     assert (spectrum.input_rank, spectrum.delta_rank) == (input_rank, delta_rank)
+
+
+@some
+@given(seed=st.integers(0, 999), rows=st.integers(1, 60), sizes=st.tuples(dimensions, dimensions), offset=st.integers(-3, 6))
+def test_no_gradient_in_float32_has_a_higher_rank_than_its_factors(seed, rows, sizes, offset) -> None:
+    """Also where the output gradients sum to zero and cancel a large mean of the inputs."""
+    torch.manual_seed(seed)
+    inputs = torch.randn(rows, sizes[0]) + 10.0**offset
+    deltas = torch.randn(rows, sizes[1])
+    deltas -= deltas.mean(0)
+    gradient = deltas.mT @ inputs
+    of_deltas, of_inputs = factor_tolerances(deltas, inputs)
+    values = torch.linalg.svdvals(gradient.double())
+    rank = numerical_rank(values, rounding_rtol(tuple(gradient.shape), gradient.dtype)).item()
+    assert rank <= min(exact_rank(inputs, of_inputs), exact_rank(deltas, of_deltas))
+
+
+def test_large_mean_does_not_hide_the_rest_of_the_inputs() -> None:
+    inputs, deltas = torch.randn(64, 64) + 1e5, torch.randn(64, 64)
+    deltas -= deltas.mean(0)
+    assert exact_rank(inputs) == 1
+    assert exact_rank(inputs, factor_tolerances(deltas, inputs)[1]) >= 63

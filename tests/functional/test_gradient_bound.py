@@ -93,6 +93,12 @@ def test_biases_after_a_bottleneck_add_one_direction_between_them() -> None:
     assert fully_connected_gradient_bounds([64, 64, 16, 64, 64, 64], 128, linear=True, bias=True) == ranks
 
 
+def test_activations_leave_the_rank_of_the_input_and_of_the_loss_at_the_ends_alone() -> None:
+    model = perceptron([40, 30, 20, 10], activation=nn.Tanh)
+    ranks = gradient_ranks(model, cross_entropy(model(random_of_rank(25, 40, 5))))
+    assert fully_connected_gradient_bounds([40, 30, 20, 10], 25, input_rank=5, output_rank=9) == ranks == [5, 20, 9]
+
+
 def test_leaky_relu_auto_encoder_with_a_bottleneck() -> None:
     """Figure 4: next to the bottleneck rank 2 for any slope below 1, elsewhere more."""
     widths = [128, 128, 128, 2, 128, 128, 128]
@@ -225,6 +231,14 @@ def test_states_of_a_linear_cell_have_directions_of_their_own(options: dict[str,
     mse(linear_elman([random_of_rank(5, 4, 1) for _ in range(2)], weight, recurrent, bias, first)[-1]).backward()
     assert exact_rank(recurrent.grad) == rank
     assert recurrent_gradient_bounds(4, 6, 5, 2, input_rank=1, linear=True, **options)[1] == rank
+
+
+def test_behind_an_activation_the_recurrence_does_not_keep_the_rank_that_arrives() -> None:
+    """Figure 2 is of linear cells: with a tanh two directions a step become those of the batch."""
+    cell, bottleneck = nn.RNN(40, 30, bias=False).double(), random_of_rank(30, 30, 2)
+    mse(cell(random(2, 20, 40))[0] @ bottleneck).backward()
+    ranks = exact_rank(cell.weight_ih_l0.grad), exact_rank(cell.weight_hh_l0.grad)
+    assert recurrent_gradient_bounds(40, 30, 20, 2, output_rank=2) == ranks == (30, 20)
 
 
 GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
