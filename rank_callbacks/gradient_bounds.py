@@ -275,6 +275,7 @@ class _Ranks:
     def __init__(self, known: Mapping[str, tuple[int, int]]) -> None:
         self._known = known
         self._of_inputs: dict[tuple[str, int, int], int | None] = {}
+        self._tolerances: dict[tuple[str, int], list[tuple[Tensor | None, Tensor | None]]] = {}
 
     def of_factors(self, part: _Part, layer: LayerRows, deltas: Tensor) -> tuple[int | None, int | None]:
         """Ranks of the layer's inputs and of ``deltas``, up to the smaller side of the matrix."""
@@ -282,13 +283,19 @@ class _Ranks:
         if part.name in self._known:
             input_rank, delta_rank = self._known[part.name]
             return min(input_rank, whole), min(delta_rank, whole)
-        inputs, every_delta = layer.outer_products
+        tolerances = self._tolerances_of(layer, part.parts)
         key = (layer.name, part.parts, whole)
         if key not in self._of_inputs:
-            tolerances = [functional.factor_tolerances(delta, inputs)[1] for delta in every_delta.chunk(part.parts, dim=1)]
-            known = [tolerance for tolerance in tolerances if tolerance is not None]
-            self._of_inputs[key] = _rank(inputs, whole, layer.sampled, torch.stack(known).min() if known else None)
-        return self._of_inputs[key], _rank(deltas, whole, layer.sampled, functional.factor_tolerances(deltas, inputs)[0])
+            known = [of_inputs for _, of_inputs in tolerances if of_inputs is not None]
+            self._of_inputs[key] = _rank(layer.outer_products[0], whole, layer.sampled, min(known) if known else None)
+        return self._of_inputs[key], _rank(deltas, whole, layer.sampled, tolerances[part.place][0])
+
+    def _tolerances_of(self, layer: LayerRows, parts: int) -> list[tuple[Tensor | None, Tensor | None]]:
+        if (layer.name, parts) not in self._tolerances:
+            inputs, deltas = layer.outer_products
+            tolerances = [functional.factor_tolerances(delta, inputs) for delta in deltas.chunk(parts, dim=1)]
+            self._tolerances[layer.name, parts] = tolerances
+        return self._tolerances[layer.name, parts]
 
 
 def _rank(rows: Tensor, most: int, sampled: bool, tolerance: Tensor | None = None) -> int | None:

@@ -57,23 +57,24 @@ def factor_tolerances(deltas: Tensor, inputs: Tensor) -> tuple[Tensor | None, Te
     """
     if {deltas.dtype, inputs.dtype} != {torch.float32} or len(deltas) == 0:
         return None, None
-    sizes = torch.stack([deltas.abs().max(), inputs.abs().max()])
-    if not (sizes.isfinite() & (sizes > 0)).all():
+    norm_of_deltas, norm_of_inputs = (torch.linalg.vector_norm(factor).double() for factor in (deltas, inputs))
+    if not (norm_of_deltas * norm_of_inputs).isfinite() or norm_of_deltas == 0 or norm_of_inputs == 0:
         return None, None
-    left, right = deltas / sizes[0], inputs / sizes[1]  # squares would over- or underflow
-    largest = rounding_rtol((deltas.shape[1], inputs.shape[1]), deltas.dtype) * _spectral_norm_of_product(left, right)
-    of_deltas = sizes[0] * largest / torch.linalg.vector_norm(right)
-    of_inputs = sizes[1] * largest / torch.linalg.vector_norm(left)
-    return of_deltas.double(), of_inputs.double()
+    least = rounding_rtol((deltas.shape[1], inputs.shape[1]), deltas.dtype) * _spectral_norm_of_product(deltas, inputs)
+    return least / norm_of_inputs, least / norm_of_deltas
 
 
-def _spectral_norm_of_product(left: Tensor, right: Tensor) -> Tensor:
+def _spectral_norm_of_product(left: Tensor, right: Tensor, iterations: int = 2) -> Tensor:
     """‖LᵀR‖₂ from below, by power iteration."""
     vector = torch.randn(right.shape[1], generator=torch.Generator(right.device).manual_seed(0), device=right.device)
-    for _ in range(_POWER_ITERATIONS):
-        vector = right.mT @ (left @ (left.mT @ (right @ vector)))
-        vector = vector / torch.linalg.vector_norm(vector).clamp_min(torch.finfo(vector.dtype).tiny)
-    return torch.linalg.vector_norm(left.mT @ (right @ vector))
+    for _ in range(iterations):
+        vector = _unit(right.mT @ (left @ _unit(left.mT @ (right @ vector))))
+    return torch.linalg.vector_norm((left.mT @ (right @ _unit(vector))).double())
+
+
+def _unit(vector: Tensor) -> Tensor:
+    wide = vector.double()
+    return (wide / torch.linalg.vector_norm(wide).clamp_min(torch.finfo(torch.float64).tiny)).to(vector.dtype)
 
 
 def rank_from_gram(gram: Tensor, matrix: Tensor, tolerance: Tensor | None = None) -> int:

@@ -138,9 +138,16 @@ def test_equal_values_beside_zeros_count_as_many_as_they_are(measure, count):
     assert_equal(measure(values), count, rtol=1e-14)
 
 
-@pytest.mark.parametrize("kept", range(1, 11))
-def test_ten_equal_values_hold_a_tenth_of_the_energy_each(kept):
-    assert energy_rank(torch.full((10,), 0.1), energy=kept / 10).item() == kept
+@pytest.mark.parametrize("count", [10, 25])  # in floating point 7 / 25 * 25 is above 7
+def test_equal_values_hold_equal_shares_of_the_energy(count):
+    values = torch.full((count,), 0.1)
+    kept = range(1, count + 1)
+    assert [energy_rank(values, energy=k / count).item() for k in kept] == list(kept)
+
+
+@pytest.mark.parametrize(("energy", "expected"), [(0.64, 1), (0.640001, 2), (1.0, 2)])
+def test_energy_rank_takes_another_value_for_a_millionth_of_the_energy(energy, expected):
+    assert energy_rank(spectrum(4, 3, 0), energy=energy).item() == expected
 
 
 def test_numerical_rank_takes_the_larger_of_tolerance_and_noise():
@@ -337,6 +344,8 @@ def naive_alpha(s: np.ndarray) -> float:
     best_distance, best_exponent = INF, NAN
     for n in range(2, len(eigenvalues) + 1):
         tail = eigenvalues[:n]
+        if tail[0] == tail[-1]:
+            continue
         exponent = 1 + n / math.fsum(math.log(x / tail[-1]) for x in tail)
         distance = 0.0
         for i, x in enumerate(tail, start=1):
@@ -405,6 +414,12 @@ def test_alpha_finds_where_the_tail_starts():
     bulk = np.sort(np.random.default_rng(1).uniform(0.01, 1, size=2000))[::-1]
     values = torch.from_numpy(np.sqrt(np.concatenate([power_law(3.0, 1000), bulk])))
     assert alpha(values).item() == pytest.approx(3.0, rel=0.1)
+
+
+def test_alpha_takes_no_run_of_equal_values_for_a_tail():
+    values = geometric(30)
+    values[:3] = 1
+    assert alpha(values).item() == pytest.approx(naive_alpha(values.numpy()))
 
 
 def test_alpha_of_a_flat_spectrum_is_infinite():
