@@ -26,6 +26,7 @@ docs: .venv/.dev  ## Write the generated pages of docs/ anew
 
 bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.spectra
+	$(BIN)/python -m benchmarks.gradients
 
 clean:
 	rm -rf .venv runs
