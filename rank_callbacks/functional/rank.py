@@ -131,7 +131,7 @@ def numerical_rank(singular_values: Tensor, rtol: float = 1e-3, noise: float | T
     values = singular_values.double()
     floor = torch.as_tensor(noise, dtype=torch.float64, device=values.device).unsqueeze(-1)
     count = (values > torch.maximum(rtol * values[..., :1], floor)).sum(-1).double()
-    return torch.where(values.isfinite().all(-1), count, torch.nan)
+    return torch.where(values.isfinite().all(-1) & floor.isfinite().all(-1), count, torch.nan)
 
 
 def energy_rank(singular_values: Tensor, energy: float = 0.99) -> Tensor:
@@ -367,7 +367,7 @@ def rounding_noise(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     norms = _largest_row_and_column(matrix if matrix.dtype.itemsize > 2 else matrix.float())
     if not (norms.isfinite() & (norms > 1e-15)).all():  # squares over- or underflow in float32
         norms = _largest_row_and_column(matrix.to(torch.complex128 if matrix.is_complex() else torch.float64))
-    return scale * norms.double()
+    return scale * torch.where(norms.isfinite(), norms.double(), torch.nan)
 
 
 def _largest_row_and_column(matrix: Tensor) -> Tensor:

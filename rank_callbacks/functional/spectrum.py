@@ -33,7 +33,7 @@ def singular_values(matrix: Tensor, method: str = "auto") -> Tensor:
     method     how                                                         error of a singular value σ, with r = min(m, n)
     =========  ==========================================================  =============================================
     ``svd``    LAPACK in float64, on the tall orientation                  1e-15·σ₁
-    ``gram``   float64 eigenvalues of the smaller Gram matrix, of which    1e-16·σ₁²/σ, 1e-8·σ₁ at worst. A value below
+    ``gram``   float64 eigenvalues of the smaller Gram matrix, of which    2e-15·σ₁²/σ, 1e-8·σ₁ at worst. A value below
                only the lower blocks are multiplied                        sqrt(√r·2e-16)·σ₁, 7e-8·σ₁ for r = 512,
                                                                            cannot be told from 0 and is 0
     ``auto``   ``gram``; but ``svd`` for float64 and complex128 input,     finer than max(m, n)·ε·σ₁, at which rank is

@@ -493,3 +493,9 @@ def test_energy_at_rank_refuses_a_negative_rank():
 def test_distance_to_rank_refuses_a_negative_rank(relative):
     with pytest.raises(ValueError, match=r"Expected k to be a whole number from 0, got -1\."):
         distance_to_rank(geometric(), k=-1, relative=relative)
+
+
+def test_noise_that_is_not_known_leaves_no_rank():
+    infinite = torch.tensor([[float("inf"), 1.0], [0.0, 1.0]])
+    assert rounding_noise(infinite).isnan()
+    assert numerical_rank(spectrum(2, 1), noise=rounding_noise(infinite)).isnan()
