@@ -192,6 +192,19 @@ def test_change_of_a_convolution_as_a_map_on_images() -> None:
     assert got == pytest.approx({step: 5 * np.linalg.norm(kernel - kernels[0]) for step, kernel in kernels.items()}, rel=1e-5)
 
 
+def test_change_below_the_rounding_of_the_weights_is_not_rank() -> None:
+    """The singular values of an update of rank one, rounded as its float32 weights are: 2.1e-5, and 4e-8 of noise."""
+
+    class Update(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+            pl_module.spare.weight.data += 1e-5 * torch.outer(torch.rand(4) + 0.1, torch.rand(4) + 0.1)
+
+    recorder, model = Recorder(), with_spare(batches=1)
+    fit(model, Update(), WeightRankMonitor(["numerical_rank_0", "numerical_rank"], "spare", change=True), logger=recorder)
+    ranks = {tag.split("/")[1]: value for (step, tag), value in recorder.readings("weight_change_rank").items() if step == 1}
+    assert ranks == {"numerical_rank_0": 1, "numerical_rank": 1}
+
+
 def test_no_measures_means_spectra_only() -> None:
     recorder = Recorder()
     fit(mlp(), WeightRankMonitor(measures=[]), logger=recorder)

@@ -59,9 +59,9 @@ def without_matrices() -> pl.LightningModule:
     ],
 )
 def test_refused_when_fitting_starts(model: Any, arguments: dict[str, Any], message: str) -> None:
-    training = model()
+    training, monitor = model(), WeightRankMonitor(every_n_steps=lambda step: False, **arguments)
     with pytest.raises(ValueError, match=message):
-        fit(training, WeightRankMonitor(**arguments), num_sanity_val_steps=0)
+        fit(training, monitor)
     assert training.losses == []
 
 
