@@ -85,6 +85,14 @@ def test_input_of_low_rank() -> None:
     assert (first.bound, first.reason, first.input_rank, first.delta_rank) == (5, "input of rank 5", 5, 30)
 
 
+def test_rows_of_zeros_add_nothing() -> None:
+    """Neither does what the loss sends back for them."""
+    inputs = torch.randn(6, 20)
+    inputs[:2] = 0
+    first = gradient_rank_bounds(perceptron(20, 20, 7, activation=nn.Tanh), inputs, "mse")[0]
+    assert (first.bound, first.input_rank, first.delta_rank) == (4, 4, 4)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_convolutions(batch: int) -> None:
     layers = [nn.Conv2d(32, 256, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(256, 64, 3), nn.Flatten(), nn.LazyLinear(10)]

@@ -231,6 +231,13 @@ def test_every_route_gives_the_singular_values(
         np.testing.assert_allclose(values, truth, rtol=0, atol=1e-6 * truth[0])
 
 
+def test_last_digits_of_float64_are_left_to_the_full_spectrum(reports: list[Any], taken: list[str]) -> None:
+    gradients = Gradients()
+    fit(wide(), gradients, GradientRankMonitor(), precision="64-true")
+    assert taken == []
+    assert len(reports[0].spectra) == len(LAYERS)
+
+
 class Penalised(Wide):
     """Something besides the layer adds to the gradient of its weight."""
 
@@ -309,12 +316,13 @@ def test_update_is_what_the_weights_move_by(kind: type[Classifier], precision: s
     check_values(recorder, updates, "update_rank")
 
 
-def test_update_by_plain_gradient_descent_has_the_rank_of_the_gradient() -> None:
+@pytest.mark.parametrize("lr", [1.0, 1e-3])
+def test_update_by_plain_gradient_descent_has_the_rank_of_the_gradient(lr: float) -> None:
     """Which stands out of the rounding of the weights, before and after."""
 
     class Descent(Wide):
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=1.0)
+            return torch.optim.SGD(self.parameters(), lr=lr)
 
     recorder = Recorder()
     fit(wide(kind=Descent), GradientRankMonitor(every_n_steps=1, update=True), logger=recorder)
@@ -397,26 +405,54 @@ def test_beyond_fifty_layers_only_summaries_unless_asked(scalars: str, count: in
     assert len(layers) == (count if scalars == "all" or count == 50 else 0)
 
 
+class Poison(pl.Callback):
+    """Writes a NaN and an infinity into gradients from a step on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if step_axis(trainer) >= self.step:
+            pl_module.network[0].weight.grad[0, 0] = torch.nan
+            pl_module.network[2].weight.grad[0, 0] = torch.inf
+
+
+class Cure(pl.Callback):
+    """Keeps them from the weights."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        for parameter in pl_module.parameters():
+            parameter.grad.nan_to_num_(0, 0, 0)
+
+
 def test_nan_in_a_gradient_is_a_nan_reading_and_one_warning(recwarn: pytest.WarningsRecorder) -> None:
-    class Poison(pl.Callback):
-        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-            if step_axis(trainer) > 0:
-                pl_module.network[0].weight.grad[0, 0] = torch.nan
-                pl_module.network[2].weight.grad[0, 0] = torch.inf
-
-    class Cure(pl.Callback):
-        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-            for parameter in pl_module.parameters():
-                parameter.grad.nan_to_num_(0, 0, 0)
-
     recorder = Recorder()
-    fit(wide(batches=4), Poison(), GradientRankMonitor(every_n_steps=1), Cure(), logger=recorder)
+    fit(wide(batches=4), Poison(step=1), GradientRankMonitor(every_n_steps=1), Cure(), logger=recorder)
     warned = [str(warning.message) for warning in recwarn if "reads NaN" in str(warning.message)]
     assert [message.split(":")[0] for message in warned] == [f"{layer} reads NaN at step 1" for layer in LAYERS[:2]]
     ranks = readings(recorder, "numerical_rank")
     assert {key for key, rank in ranks.items() if np.isnan(rank)} == {(s, n) for s in (1, 2, 3) for n in LAYERS[:2]}
     assert {ranks[step, LAYERS[2]] for step in range(4)} == {CLASSES - 1}
     assert not readings(recorder, "subspace_overlap_8")
+
+
+def test_each_fit_warns_of_its_own_nan() -> None:
+    monitor = GradientRankMonitor(layers="network.0")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"network\.0\.weight reads NaN at step 0"):
+            fit(wide(batches=1), Poison(step=0), monitor, Cure())
+
+
+def test_subspaces_are_compared_with_those_of_the_last_report_alone() -> None:
+    class Zero(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            if step_axis(trainer) == 1:
+                pl_module.network[0].weight.grad[:] = 0
+
+    recorder = Recorder()
+    fit(wide(batches=4), Zero(), GradientRankMonitor(every_n_steps=1), logger=recorder)
+    assert [step for step, layer in readings(recorder, "subspace_overlap_8") if layer == LAYERS[0]] == [3]
+    assert [step for step, layer in readings(recorder, "subspace_overlap_8") if layer == LAYERS[1]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"logger": False}], ids=["fast_dev_run", "no logger"])
