@@ -1,0 +1,198 @@
+"""Class means and within-class scatter of labelled features, in one pass and without loss of digits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rank_callbacks.functional.labels import LabelledRows, labelled_rows
+
+__all__ = [
+    "ClassMoments",
+    "batch_moments",
+    "check_classes",
+    "class_moments",
+    "contrast_basis",
+    "merged_moments",
+    "no_moments",
+]
+
+# Rows are taken in parts of so many numbers, 2 MiB in float64, which stay in a core's cache.
+_NUMBERS_AT_ONCE = 2**18
+
+
+class ClassMoments(NamedTuple):
+    """What the measures of neural collapse need to know of labelled features.
+
+    Args:
+        counts: Number of samples in each class, n_k, or their weight; shape ``(K,)``.
+        means: Class means h̄_k; shape ``(K, D)``. Zero for a class without samples.
+        variations: Within-class variation Σ_{i∈k} ‖h_i − h̄_k‖² of each class; shape ``(K,)``.
+        scatter: Within-class scatter Σ_k Σ_{i∈k} (h_i − h̄_k)(h_i − h̄_k)ᵀ in the coordinates of ``basis``; shape ``(q, q)``.
+            None if not asked for.
+        basis: Orthonormal columns, shape ``(D, q)``, whose span holds every difference of class means; None where the
+            coordinates are those of the features, q = D.
+
+    All float64.
+    """
+
+    counts: Tensor
+    means: Tensor
+    variations: Tensor
+    scatter: Tensor | None = None
+    basis: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """Which classes have samples; shape ``(K,)``."""
+        return self.counts > 0
+
+
+def class_moments(
+    features: Tensor, labels: Tensor, num_classes: int, scatter: bool = False, ignore_index: int | None = None
+) -> ClassMoments:
+    """The moments of labelled features that are all at hand.
+
+    N·D operations; with ``scatter`` 2·N·D·K more, since NC1 needs the scatter in the (K − 1)-dimensional space of class-mean
+    contrasts alone, or 2·N·D² where there are fewer features than classes. No more memory than the moments themselves.
+
+    Args:
+        features: Shape ``(*, D)``, any real floating type; ``*`` are N rows.
+        labels: Integers of shape ``(*,)``, or one-hot or soft labels of shape ``(*, K)``: see ``labelled_rows``.
+        num_classes: K, from 2.
+        scatter: Whether the within-class scatter is needed, as by the ``nc1_`` measures of matrices.
+        ignore_index: A label that means none.
+
+    Returns:
+        The moments. NaN or infinite features leave NaN in them.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 2, or the labels do not fit: see ``labelled_rows``.
+
+    Example:
+        >>> moments = class_moments(torch.tensor([[0.0, 1.0], [0.0, 3.0], [5.0, 5.0]]), torch.tensor([0, 0, 1]), num_classes=2)
+        >>> moments.means, moments.variations
+        (tensor([[0., 2.],
+                [5., 5.]], dtype=torch.float64), tensor([2., 0.], dtype=torch.float64))
+    """
+    return _of_rows(features, labels, num_classes, ignore_index, scatter, features.shape[-1] >= num_classes)
+
+
+def batch_moments(
+    features: Tensor, labels: Tensor, num_classes: int, scatter: bool = False, ignore_index: int | None = None
+) -> ClassMoments:
+    """The moments of one batch of many, for ``merged_moments``: as ``class_moments``, but the scatter is D x D.
+
+    Raises:
+        ValueError: As ``class_moments``.
+    """
+    return _of_rows(features, labels, num_classes, ignore_index, scatter, in_contrasts=False)
+
+
+def check_classes(num_classes: int) -> None:
+    """Refuse a number of classes of which collapse means nothing.
+
+    Raises:
+        ValueError: If it is below 2 or not whole.
+    """
+    if num_classes < 2 or num_classes % 1:
+        raise ValueError(f"Expected num_classes to be a whole number from 2, got {num_classes}.")
+
+
+def no_moments(num_classes: int, num_features: int, scatter: bool, device: torch.device | None = None) -> ClassMoments:
+    """The moments of no samples."""
+    means = torch.zeros(num_classes, num_features, dtype=torch.float64, device=device)
+    square = means.new_zeros(num_features, num_features) if scatter else None
+    return ClassMoments(means.new_zeros(num_classes), means, means.new_zeros(num_classes), square)
+
+
+def merged_moments(one: ClassMoments, other: ClassMoments) -> ClassMoments:
+    """The moments of the union of two sets of samples. Exact but for rounding: every term that is added is positive.
+
+    Both need scatters of all features, or the union has none.
+
+    Reference:
+        Algorithms for computing the sample variance (Chan, Golub and LeVeque, 1983),
+        https://doi.org/10.1080/00031305.1983.10483115
+    """
+    counts = one.counts + other.counts
+    share = other.counts / counts.clamp_min(torch.finfo(torch.float64).tiny)
+    # Where one side has no samples its mean is no place to measure a distance from.
+    both = one.seen & other.seen
+    apart = torch.where(both[:, None], other.means - one.means, 0)
+    means = torch.where(one.seen[:, None], one.means + share[:, None] * apart, other.means)
+    pull = one.counts * share
+    variations = one.variations + other.variations + pull * apart.square().sum(1)
+    if one.scatter is None or other.scatter is None:
+        return ClassMoments(counts, means, variations)
+    steps = apart[both] * pull[both, None].sqrt()
+    return ClassMoments(counts, means, variations, (one.scatter + other.scatter).addmm_(steps.mT, steps))
+
+
+def contrast_basis(means: Tensor) -> Tensor:
+    """An orthonormal basis of the space in which vectors differ from one another.
+
+    Args:
+        means: Shape ``(k, D)``.
+
+    Returns:
+        Shape ``(D, min(D, k - 1))``, float64.
+    """
+    return torch.linalg.qr((means[1:] - means[:1]).mT).Q
+
+
+def _of_rows(
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None, scatter: bool, in_contrasts: bool
+) -> ClassMoments:
+    check_classes(num_classes)
+    rows = features.detach().reshape(-1, features.shape[-1])
+    pairs = labelled_rows(labels, num_classes, len(rows), ignore_index)
+    rows = pairs.of(rows)
+    if len(rows) == 0:
+        return no_moments(num_classes, rows.shape[1], scatter, rows.device)
+    # A common mean, however large, costs no digits of what is measured from one of the rows.
+    origin = rows[0].double()
+    counts, offsets = _counts_and_offsets(rows, origin, pairs, num_classes)
+    seen = counts > 0
+    basis = contrast_basis(offsets[seen]) if scatter and in_contrasts else None
+    variations, square = _variations(rows, origin + offsets, pairs, scatter, basis)
+    return ClassMoments(counts, torch.where(seen[:, None], origin + offsets, 0), variations, square, basis)
+
+
+def _counts_and_offsets(rows: Tensor, origin: Tensor, pairs: LabelledRows, num_classes: int) -> tuple[Tensor, Tensor]:
+    """How many rows a class has, and how far its mean lies from ``origin``."""
+    sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
+    counts = sums.new_zeros(num_classes)
+    for part in _parts(rows):
+        shifted = rows[part].double() - origin
+        if pairs.weights is not None:
+            shifted *= pairs.weights[part, None]
+        sums.index_add_(0, pairs.classes[part], shifted)
+    ones = sums.new_ones(len(rows))
+    counts.index_add_(0, pairs.classes, ones if pairs.weights is None else pairs.weights)
+    return counts, sums / counts.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+
+
+def _variations(
+    rows: Tensor, means: Tensor, pairs: LabelledRows, scatter: bool, basis: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Σ‖h − h̄_k‖² of each class, and the scatter in the coordinates of ``basis``."""
+    width = means.shape[1] if basis is None else basis.shape[1]
+    square = means.new_zeros(width, width) if scatter else None
+    variations = means.new_zeros(len(means))
+    for part in _parts(rows):
+        centred = rows[part].double() - means[pairs.classes[part]]
+        if pairs.weights is not None:
+            centred *= pairs.weights[part, None].sqrt()
+        variations.index_add_(0, pairs.classes[part], torch.linalg.vector_norm(centred, dim=1).square())
+        if square is not None:
+            centred = centred if basis is None else centred @ basis
+            square.addmm_(centred.mT, centred)
+    return variations, square
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    step = max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
