@@ -10,18 +10,19 @@ from torch import Tensor
 from rank_callbacks.functional import class_gradient_ranks
 from rank_callbacks.matrices.activations import LayerRows
 
-__all__ = ["class_ranks", "labels_of"]
+__all__ = ["check_integers", "class_ranks"]
 
 
-def labels_of(batch: object) -> Tensor:
-    """The labels in an ``(inputs, labels)`` batch.
+def check_integers(labels: Tensor) -> Tensor:
+    """Refuse labels that do not say one class a sample.
 
     Raises:
-        ValueError: If its second item is not a vector of integers.
+        ValueError: If they are not a vector of integers.
     """
-    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
-        raise ValueError("Expected integer labels of shape (batch,) as the second item of the batch, for per_class.")
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"Expected integer labels of shape (batch,) for per_class, got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
     return labels
 
 

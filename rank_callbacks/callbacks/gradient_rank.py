@@ -13,9 +13,10 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rank_callbacks.callbacks.class_rank import class_ranks, labels_of
+from rank_callbacks.callbacks.batch_labels import labels_of
+from rank_callbacks.callbacks.class_rank import check_integers, class_ranks
 from rank_callbacks.callbacks.gradient_spectra import factor_spectra, sketched_or_full
-from rank_callbacks.callbacks.lightning import Callback, step_axis
+from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, warn_of_nan
 from rank_callbacks.callbacks.schedule import every
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
@@ -162,7 +163,7 @@ class GradientRankMonitor(Callback):
             with self._stopwatch:
                 self._capture = RowCapture(pl_module, torch.Generator().manual_seed(step_axis(trainer)))
         if self._capture is not None and self.per_class:
-            self._labels.append(labels_of(batch))
+            self._labels.append(check_integers(labels_of(batch)))
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -362,5 +363,4 @@ def _capped(row: GradientBound, total: float, processes: int) -> GradientBound:
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """What the gradient is still multiplied by: fused optimizers undo a GradScaler's scale inside their step."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler.get_scale() if scaler and getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0

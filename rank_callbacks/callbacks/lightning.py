@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-__all__ = ["Callback", "step_axis"]
+__all__ = ["Callback", "loss_scale", "step_axis"]
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, Trainer
@@ -19,3 +19,9 @@ else:
 def step_axis(trainer: Trainer) -> int:
     """Batches after which the optimizer has stepped: the axis on which Lightning logs training metrics."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What a GradScaler multiplies the loss by in this step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler.get_scale() if scaler else 1.0

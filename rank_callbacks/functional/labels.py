@@ -48,6 +48,7 @@ def labelled_rows(labels: Tensor, num_classes: int, rows: int, ignore_index: int
             are negative, NaN or do not sum to 1.
 
     Example:
+        >>> import torch
         >>> labelled_rows(torch.tensor([2, -100, 0]), num_classes=3, rows=3, ignore_index=-100)[:2]
         (tensor([0, 2]), tensor([2, 0]))
         >>> labelled_rows(torch.tensor([[0.5, 0.5, 0.0]]), num_classes=3, rows=1).classes

@@ -1,0 +1,230 @@
+"""A window of training, reduced to what certificates of rank collapse need: class moments and mean gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import NamedTuple, cast
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+
+from rank_callbacks.functional import ClassMoments, batch_moments, merged_moments
+from rank_callbacks.functional.patch_moments import Places, map_moments, patch_moments
+from rank_callbacks.matrices import matrix_views
+from rank_callbacks.matrices.parameters import TrainableWeight
+from rank_callbacks.matrices.passes import Pass, PassHooks
+
+__all__ = ["CollapseWindow", "WindowedMatrix", "over_processes"]
+
+
+class WindowedMatrix(NamedTuple):
+    """What a window leaves of one matrix.
+
+    Args:
+        weight: The matrix as it is now, W.
+        gradient: Its gradient, added up over the steps of the window.
+        inputs: Moments of the rows that passed into the layer.
+        deltas: Moments of the gradients of its output, unscaled.
+        steps: How many gradients were added up; of a probe, its samples.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    inputs: ClassMoments
+    deltas: ClassMoments
+    steps: float
+
+
+def over_processes(
+    matrices: Mapping[str, tuple[Tensor, WindowedMatrix | None]], samples: int, num_classes: int, trainer: Trainer
+) -> tuple[dict[str, WindowedMatrix], int]:
+    """What the windows of all processes leave together, and how many samples they saw.
+
+    A collective operation, one all-gather: every process must call it with the same names and shapes. A matrix of which some
+    process saw nothing is left out on all.
+
+    Args:
+        matrices: By name, the weight, and what this process's window leaves of it.
+        samples: That this process's window saw.
+        num_classes: K.
+        trainer: Of the run.
+    """
+    seen = {name: one for name, (_, one) in matrices.items() if one is not None}
+    if trainer.world_size == 1:
+        return seen, samples
+    parts = [_packed(weight, one, num_classes) for weight, one in matrices.values()]
+    count = parts[0].new_tensor([samples]) if parts else torch.zeros(1)
+    everyones = trainer.strategy.all_gather(torch.cat([count, *parts]))
+    pieces = dict(zip(matrices, everyones[:, 1:].split([len(part) for part in parts], 1), strict=True))
+    together = {name: _unpacked(seen[name], pieces[name], num_classes) for name in seen if pieces[name][:, 0].all()}
+    return together, int(everyones[:, 0].sum())
+
+
+def _packed(weight: Tensor, one: WindowedMatrix | None, num_classes: int) -> Tensor:
+    """Whether there is anything, then the moments, in one vector of a length that the weight tells."""
+    rows, columns = weight.shape
+    if one is None:
+        return torch.zeros(1 + num_classes * (rows + columns + 4), dtype=torch.float64, device=weight.device)
+    parts = [part.flatten() for moments in (one.inputs, one.deltas) for part in moments[:3]]
+    return torch.cat([parts[0].new_ones(1), *parts])
+
+
+def _unpacked(one: WindowedMatrix, everyones: Tensor, num_classes: int) -> WindowedMatrix:
+    rows, columns = one.weight.shape
+    sizes = [1, num_classes, num_classes * columns, num_classes, num_classes, num_classes * rows, num_classes]
+    moments = []
+    for vector in everyones:
+        _, *parts = vector.split(sizes)
+        means = (parts[1].view(num_classes, columns), parts[4].view(num_classes, rows))
+        moments.append((ClassMoments(parts[0], means[0], parts[2]), ClassMoments(parts[3], means[1], parts[5])))
+    inputs, deltas = (reduce(merged_moments, side) for side in zip(*moments, strict=True))
+    return one._replace(inputs=inputs, deltas=deltas)
+
+
+class CollapseWindow:
+    """Adds up class moments of every pass and the gradients of every step, from construction until ``close``.
+
+    ``begin_batch`` says whose rows will pass, ``add_gradients`` is called once the gradient of a step is complete.
+
+    Args:
+        model: Any module.
+        weights: Which of its weights.
+        num_classes: K.
+        ignore_index: A label that means none.
+    """
+
+    def __init__(
+        self, model: nn.Module, weights: Sequence[TrainableWeight], num_classes: int, ignore_index: int | None = None
+    ) -> None:
+        self.samples = 0
+        self.unlabelled: dict[str, str] = {}
+        self._num_classes = num_classes
+        self._ignore_index = ignore_index
+        self._inputs: dict[str, ClassMoments] = {}
+        self._deltas: dict[str, ClassMoments] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._steps: dict[str, float] = {}
+        self._hooks = PassHooks(model, weights, self._add_pass)
+
+    def close(self) -> None:
+        """Remove every hook."""
+        self._hooks.close()
+
+    def begin_batch(self, labels: Tensor, scale: float = 1.0) -> int:
+        """Say whose rows pass next.
+
+        Args:
+            labels: Of the batch.
+            scale: What the loss is multiplied by on top of the mean, as by a GradScaler.
+
+        Returns:
+            How many samples have labels.
+        """
+        self._labels, self._scale = labels.detach(), scale
+        ignored = 0 if self._ignore_index is None else int((labels == self._ignore_index).sum())
+        rows = labels.shape[0] if labels.is_floating_point() else labels.numel()
+        self.samples += rows - ignored
+        return rows - ignored
+
+    def add_gradients(self, gradients: Sequence[tuple[TrainableWeight, Tensor]], steps: float = 1.0) -> None:
+        """Add the gradients of one step."""
+        for weight, gradient in gradients:
+            dense = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+            wide = dense if dense.dtype == torch.float64 else dense.float()
+            before = self._gradients.get(weight.path)
+            self._gradients[weight.path] = wide.clone() if before is None else before.add_(wide)
+            self._steps[weight.path] = self._steps.get(weight.path, 0.0) + steps
+
+    def matrices(self, weight: TrainableWeight) -> dict[str, WindowedMatrix | None]:
+        """The selected matrices of one parameter, by name: None without a gradient, or if no labelled rows were seen."""
+        views, path = weight.matrices, weight.path
+        if path not in self._gradients or path in self.unlabelled:
+            return dict.fromkeys(views)
+        gradients = matrix_views(path, weight.module, self._gradients[path]) or {}
+        return {
+            name: WindowedMatrix(view, gradients[name], self._inputs[name], self._deltas[name], self._steps[path])
+            if name in self._inputs
+            else None
+            for name, view in views.items()
+        }
+
+    def _add_pass(self, one: Pass) -> None:
+        path = one.weight.path
+        labels = _labels_of_rows(one, self._labels, self._num_classes)
+        if labels is None:
+            self.unlabelled[path] = f"rows {tuple(one.inputs.shape[:-1])}, labels {tuple(self._labels.shape)}"
+            return
+        is_map = isinstance(one.module, nn.modules.conv._ConvNd)
+        moments_of_deltas = map_moments if is_map else batch_moments
+        inputs = self._input_moments(one, labels)
+        for name, columns in self._columns(one).items():
+            part = one.deltas[:, columns] if is_map else one.deltas[..., columns]
+            deltas = moments_of_deltas(part, labels, self._num_classes, ignore_index=self._ignore_index)
+            self._inputs[name] = self._merged(self._inputs.get(name), inputs)
+            self._deltas[name] = self._merged(self._deltas.get(name), _divided(deltas, self._scale))
+
+    @staticmethod
+    def _columns(one: Pass) -> dict[str, slice]:
+        """For each selected matrix in this product, which features of the output are its own."""
+        views = matrix_views(one.weight.path, one.weight.module, one.weight.parameter.detach()) or {}
+        features = one.deltas.shape[1 if isinstance(one.module, nn.modules.conv._ConvNd) else -1]
+        columns, start = {}, -one.first_row
+        for name, view in views.items():
+            end = start + view.shape[0]
+            if name in one.weight.matrices and 0 <= start < features:
+                columns[name] = slice(start, end)
+            start = end
+        return columns
+
+    def _input_moments(self, one: Pass, labels: Tensor) -> ClassMoments:
+        if isinstance(one.module, nn.modules.conv._ConvNd):
+            return patch_moments(one.inputs, labels, self._num_classes, _places(one), self._ignore_index)
+        return batch_moments(one.inputs, labels, self._num_classes, ignore_index=self._ignore_index)
+
+    @staticmethod
+    def _merged(before: ClassMoments | None, now: ClassMoments) -> ClassMoments:
+        return now if before is None else merged_moments(before, now)
+
+
+def _divided(moments: ClassMoments, scale: float) -> ClassMoments:
+    return moments._replace(means=moments.means / scale, variations=moments.variations / scale**2)
+
+
+def _labels_of_rows(one: Pass, labels: Tensor, num_classes: int) -> Tensor | None:
+    """A label for each row of a linear layer, or for each image of a convolution; None if they do not fit."""
+    soft = labels.dim() > 1 and labels.is_floating_point()
+    own = labels.shape[:1] if soft else labels.shape
+    if isinstance(one.module, nn.modules.conv._ConvNd):
+        return labels if tuple(own) == tuple(one.inputs.shape[:1]) else None
+    rows = one.inputs.shape[:-1]
+    if one.batch_dim is None and tuple(own) == tuple(rows):
+        return labels
+    batch_dim = one.batch_dim if one.batch_dim is not None else next((d for d in (0, 1) if rows[d : d + 1] == own[:1]), None)
+    if batch_dim is None or rows[batch_dim] != own[0]:
+        return None
+    if len(own) == 1:
+        return _spread(labels, tuple(rows), batch_dim, soft)
+    # A label a token: the rows may lie by token, then by sample.
+    turned = labels.movedim(0, batch_dim)
+    return turned if tuple(turned.shape) == tuple(rows) else None
+
+
+def _spread(labels: Tensor, rows: tuple[int, ...], batch_dim: int, soft: bool) -> Tensor:
+    """The label of each sample, for all of its rows."""
+    shape = [1] * len(rows)
+    shape[batch_dim] = rows[batch_dim]
+    if soft:
+        return labels.reshape(*shape, -1).expand(*rows, labels.shape[-1])
+    return labels.reshape(shape).expand(rows)
+
+
+def _places(one: Pass) -> list[Places]:
+    module, positions = cast("nn.Conv2d", one.module), one.deltas.shape[2:]
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if module.padding == "same":
+        paddings = [step * (size - 1) // 2 for size, step in zip(kernel, dilation, strict=True)]
+    else:
+        paddings = [0] * len(kernel) if module.padding == "valid" else [*cast("tuple[int, ...]", module.padding)]
+    return [Places(*place) for place in zip(positions, kernel, stride, paddings, dilation, strict=True)]

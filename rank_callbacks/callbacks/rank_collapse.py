@@ -1,0 +1,352 @@
+"""Neural rank collapse: the distance of each weight to rank K, against within-class variability and weight decay."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from rank_callbacks.callbacks.batch_labels import Labels, labels_of
+from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
+from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
+from rank_callbacks.callbacks.probe import probe_batches, undisturbed
+from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
+from rank_callbacks.callbacks.schedule import every
+from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
+from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.callbacks.weight_decay import Decay, decay_of
+from rank_callbacks.functional import (
+    alignment_bound,
+    class_mean_alignment,
+    class_mean_gradient,
+    cluster_variation_ratio,
+    rank_collapse_certificates,
+    sgd_rank_bound,
+    total_cluster_variation,
+)
+from rank_callbacks.functional.class_moments import check_classes
+from rank_callbacks.matrices.parameters import TrainableWeight, trainable_weights
+from rank_callbacks.matrices.passes import no_passes
+from rank_callbacks.writers import Report, write_report
+
+__all__ = ["RankCollapseMonitor"]
+
+_WINDOW = 8
+
+
+class RankCollapseMonitor(Callback):
+    """Measures how far each weight is from rank K, the number of classes, and what holds it there.
+
+    At a critical point of a loss with weight decay the distance of a weight to rank K is at most a constant times the
+    within-class variability of the features before it, over the weight decay. The monitor shows the three, and certificates:
+    upper bounds of the distance that hold at every step of any training, proved in ``rank_collapse_certificates``.
+
+    **When.** A window of ordinary training steps ends at each scheduled step. While it lasts, hooks add up class moments of
+    what passes through each layer, and in ``on_before_optimizer_step`` its gradient is added up: accumulated, averaged over
+    processes and unscaled, before clipping. The report at step s is of the weights after s steps. With ``data=`` a loader, one
+    pass over it in eval mode takes the place of the window.
+
+    **Logs** ``rank_collapse/<measure>/<layer>``, and the mean, minimum and maximum over layers:
+
+    ============================  ======================================================================  ================
+    measure                       what                                                                    range
+    ============================  ======================================================================  ================
+    ``distance_to_rank_k``        Frobenius distance of W to the nearest matrix of rank K                 [0, ‖W‖_F]
+    ``relative_distance_to_       the same over ‖W‖_F                                                     [0, 1]
+    rank_k``
+    ``numerical_rank``            singular values above 1e-3·σ₁                                           [0, min(m, n)]
+    ``tcv_input``                 total cluster variation of the layer's inputs z                         [0, ∞)
+    ``tcv_ratio_input``           its share of their variance                                             [0, 1]
+    ``tcv_adjoint``               total cluster variation of the per-sample adjoints δ                    [0, ∞)
+    ``class_mean_alignment``      of W and the class-mean part M of its gradient; 1 is collapse           [−1, 1]
+    ``alignment_bound``           ‖W‖_F √(1 − a²): bounds the distance, whatever the optimizer            [0, ‖W‖_F]
+    ``certificate_joint``,        ‖λW + M‖/λ, (‖C‖ + ‖R‖)/λ and the latter with ‖C‖ by Cauchy-Schwarz:    [0, ∞)
+    ``_sharp``, ``_loose``        each bounds the distance, and the one before
+    ``stationarity_residual``     ‖R‖/‖λW‖: at 1 or above certificates say nothing                        [0, ∞)
+    ``weight_decay``              of the parameter's own group, now                                       [0, ∞)
+    ``sgd_rank_bound``            rank that SGD with weight decay leaves up to 1e-3                       [0, min(m, n)]
+    ``norm_ratio``                ‖W_t‖/‖W_{t+1}‖ of the step; the SGD bound supposes 1                   (0, ∞)
+    ============================  ======================================================================  ================
+
+    ``monitor/seconds/rank_collapse`` and ``monitor/share_of_training/rank_collapse`` tell what it costs.
+
+    **Weight decay.** Certificates need λ of a penalty (λ/2)‖W‖²: ``weight_decay`` of SGD, and of Adam and its relatives where
+    it is added to the gradient. In AdamW and other decoupled optimizers it is something else, and with 0 the bound is
+    infinite: then there is no reading of certificates, nor of the residual. ``sgd_rank_bound`` is for SGD alone.
+    ``tcv_adjoint`` is of the per-sample loss, as if the loss were a mean over the samples of the window.
+
+    **Layers.** Linear layers, convolutions (patches are the samples; not in groups), ``nn.MultiheadAttention`` and recurrent
+    cells. A sample's label holds for all of its tokens and positions; labels of the tokens' own shape hold for tokens. With
+    ignored labels ``certificate_loose`` reads NaN. Where the gradient has another part as well, of a penalty say, it does too.
+
+    **NaN.** A layer that saw a NaN or infinity in the window reads NaN. Classes that the window did not see are left out.
+
+    **Cost.** In a window two passes over what a layer's inputs and output gradients hold, in float64; a copy of the gradients;
+    at a report one exact spectrum a matrix and some 10·m·n operations. Twice the gradients in memory while a window lasts.
+
+    **Distributed.** Moments of all processes are merged exactly, in one all-gather a report; spectra are shared out by cost.
+    The schedule must answer alike on every process. Sharded models are refused.
+
+    Args:
+        num_classes: K.
+        layers: Which matrices: None for all, glob patterns of names, or a function of the name.
+        every_n_steps: Steps between reports, or a schedule: a function of the step.
+        window: Training steps before each report that it looks at; 8 by default, or ``every_n_steps`` if that is less. A
+            longer window makes the residual, and with it the certificates, smaller.
+        data: ``"train"`` for training batches as they pass; a loader of ``(inputs, labels)`` for
+            ``loss(model(inputs), labels)`` on a fixed set, which leaves parameters, buffers, gradients and random state as
+            they were, and which every process goes through.
+        loss: Of the outputs and labels of a probe, the mean over a batch.
+        labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
+        ignore_index: A label that means none.
+        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 2, a window does not fit between reports, an argument is not one of the above;
+            when fitting starts if a pattern matches nothing, no selected layer can be measured or the model is sharded; and
+            at a batch whose labels are missing, no integers, or not from 0 to K−1.
+
+    Reference:
+        Provable emergence of deep neural collapse and low-rank bias (Zangrando et al., 2026), https://arxiv.org/abs/2402.03991
+
+    Example:
+        >>> monitor = RankCollapseMonitor(num_classes=10, every_n_steps=200)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        layers: str | Sequence[str] | Callable[[str], bool] | None = None,
+        every_n_steps: int | Callable[[int], bool] = 1000,
+        window: int | None = None,
+        data: Literal["train"] | Iterable[Any] = "train",
+        loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
+        labels: str | Callable[[Any], Tensor] | None = None,
+        ignore_index: int | None = None,
+        scalars: Literal["auto", "all"] = "auto",
+    ) -> None:
+        super().__init__()
+        check_classes(num_classes)
+        if scalars not in {"auto", "all"}:
+            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        if isinstance(data, str) and data != "train":
+            raise ValueError(f"Expected data to be 'train' or a loader, got {data!r}.")
+        self.num_classes = num_classes
+        self.layers = layers
+        self.schedule = every_n_steps if callable(every_n_steps) else every(every_n_steps)
+        self.window = _window(window, every_n_steps)
+        self.data = data
+        self.loss = loss
+        self.labels: Labels = labels
+        self.ignore_index = ignore_index
+        self.scalars = scalars
+        self._stopwatch = Stopwatch()
+        self._window: CollapseWindow | None = None
+        self._opened: int | None = None
+        self._start_anew()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit."""
+        self._start_anew()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be measured before any training is paid for."""
+        check_not_sharded(trainer)
+        self._weights(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._stopwatch.restart()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Open a window where one must begin to end on schedule, and tell it the labels of the batch."""
+        step = step_axis(trainer)
+        with self._stopwatch:
+            if not isinstance(self.data, str):
+                self._probe(trainer, pl_module, step)
+                return
+            if self._window is None and step != self._opened and self.schedule(step + self.window - 1):
+                self._opened = step
+                self._window = self._new_window(pl_module)
+            if self._window is not None:
+                self._window.begin_batch(labels_of(batch, self.labels), loss_scale(trainer))
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Add up the gradients, and at the end of the window measure them."""
+        if self._window is None or id(optimizer) in self._stepped:
+            return
+        self._stepped.add(id(optimizer))
+        with self._stopwatch:
+            owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            mine = [weight for weight in self._measurable if id(weight.parameter) in owned]
+            scale = loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+            self._window.add_gradients([(w, w.parameter.grad / scale) for w in mine if w.parameter.grad is not None])
+            if self._steps + 1 == self.window:
+                self._measure(trainer, self._window, mine, [optimizer])
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Count the step, and report at the end of the window."""
+        if self._window is None or not self._stepped:
+            return
+        self._stepped.clear()
+        self._steps += 1
+        if self._steps == self.window:
+            with self._stopwatch:
+                self._add_norm_ratios()
+                self._report(trainer, step_axis(trainer))
+            self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def _start_anew(self) -> None:
+        self._warned: set[str] = set()
+        self._opened = None
+        self._close()
+
+    def _close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+        self._window = None
+        self._measurable: list[TrainableWeight] = []
+        self._stepped: set[int] = set()
+        self._steps = 0
+        self._norms: dict[str, tuple[Tensor, Tensor]] = {}
+        self._values: dict[str, dict[str, Tensor]] = {}
+
+    def _weights(self, pl_module: LightningModule) -> list[TrainableWeight]:
+        weights = trainable_weights(pl_module, self.layers)
+        seen = [weight for weight in weights if no_passes(weight) is None]
+        if not seen:
+            reasons = " ".join(f"{weight.path}: {no_passes(weight)}." for weight in weights)
+            raise ValueError(f"Expected a layer of which it can be seen what passes through, got none. {reasons}")
+        return seen
+
+    def _new_window(self, pl_module: LightningModule) -> CollapseWindow:
+        self._measurable = self._weights(pl_module)
+        return CollapseWindow(pl_module, self._measurable, self.num_classes, self.ignore_index)
+
+    def _measure(
+        self, trainer: Trainer, window: CollapseWindow, weights: Sequence[TrainableWeight], optimizers: Sequence[Optimizer]
+    ) -> None:
+        local = {name: (weight.matrices[name], one) for weight in weights for name, one in window.matrices(weight).items()}
+        is_probe = not isinstance(self.data, str)
+        if is_probe:
+            matrices, samples, processes = {name: one for name, (_, one) in local.items() if one}, window.samples, 1
+        else:
+            matrices, samples = over_processes(local, window.samples, self.num_classes, trainer)
+            processes = trainer.world_size
+        self._warn_of_unseen(window, local.keys() - matrices.keys())
+        decays = {name: decay_of(weight.parameter, optimizers) for weight in weights for name in weight.matrices}
+        for name, matrix in matrices.items():
+            for measure, value in _readings(matrix, samples, processes, decays[name], is_probe).items():
+                self._values.setdefault(measure, {})[name] = torch.as_tensor(value, dtype=torch.float64).cpu()
+        self._measure_ranks({name: matrix.weight for name, matrix in matrices.items()}, trainer)
+        self._warn_of_nan(step_axis(trainer))
+        if not is_probe:
+            norms = {name: torch.linalg.matrix_norm(matrix.weight.double()) for name, matrix in matrices.items()}
+            self._norms.update({name: (matrices[name].weight, norm) for name, norm in norms.items()})
+
+    def _measure_ranks(self, weights: Mapping[str, Tensor], trainer: Trainer) -> None:
+        values = shared_singular_values(weights, trainer)
+        spectra = {name: Spectrum.of(values[name], weight) for name, weight in weights.items()}
+        for kind in ("distance_to_rank", "relative_distance_to_rank"):
+            name = f"{kind}_{self.num_classes}"
+            self._values.setdefault(f"{kind}_k", {}).update(measured(spectra, [name])[name])
+        self._values.setdefault("numerical_rank", {}).update(measured(spectra, ["numerical_rank"])["numerical_rank"])
+
+    def _add_norm_ratios(self) -> None:
+        after = {name: torch.linalg.matrix_norm(weight.double()) for name, (weight, _) in self._norms.items()}
+        self._values["norm_ratio"] = {name: (self._norms[name][1] / norm).cpu() for name, norm in after.items()}
+
+    def _warn_of_unseen(self, window: CollapseWindow, names: Iterable[str]) -> None:
+        for name in sorted(set(names) - self._warned):
+            self._warned.add(name)
+            reasons = [reason for path, reason in window.unlabelled.items() if name.startswith(path)]
+            why = f"labels do not fit what passed: {reasons[0]}" if reasons else "no labelled sample passed through it"
+            warnings.warn(f"{name} has no reading: {why}.", stacklevel=2)
+
+    def _warn_of_nan(self, step: int) -> None:
+        for name, distance in self._values.get("tcv_input", {}).items():
+            if name not in self._warned and not distance.isfinite():
+                self._warned.add(name)
+                warnings.warn(f"{name} reads NaN at step {step}: a NaN or infinity passed through it.", stacklevel=2)
+
+    def _report(self, trainer: Trainer, step: int) -> None:
+        layers = len(self._values.get("distance_to_rank_k", {}))
+        scalars = tagged("rank_collapse", self._values, shows_layers(self.scalars, layers))
+        write_report(trainer, Report(step, scalars | self._stopwatch.cost("rank_collapse", step), {}))
+
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        if step == self._opened or not self.schedule(step):
+            return
+        self._opened = step
+        window = self._window = self._new_window(pl_module)
+        parameters = [weight.parameter for weight in self._measurable]
+        with undisturbed(pl_module), torch.enable_grad():
+            for batch in probe_batches(trainer, self.data):
+                labels = labels_of(batch, self.labels)
+                samples = window.begin_batch(labels)
+                with trainer.precision_plugin.forward_context():
+                    loss = self.loss(pl_module(batch[0]), labels) * samples
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                pairs = zip(self._measurable, gradients, strict=True)
+                window.add_gradients([(weight, part) for weight, part in pairs if part is not None], steps=samples)
+        with torch.no_grad():
+            self._measure(trainer, window, self._measurable, trainer.optimizers)
+        self._report(trainer, step)
+        self._close()
+
+
+def _window(window: int | None, every_n_steps: int | Callable[[int], bool]) -> int:
+    longest = math.inf if callable(every_n_steps) else every_n_steps
+    if window is None:
+        return int(min(_WINDOW, longest))
+    if window < 1 or window % 1 or window > longest:
+        raise ValueError(f"Expected window to be a whole number of steps from 1 to every_n_steps, got {window}.")
+    return window
+
+
+def _readings(
+    matrix: WindowedMatrix, samples: int, processes: int, decay: Decay | None, is_probe: bool
+) -> dict[str, Tensor | float]:
+    """All that is read of one matrix but its spectrum."""
+    weight, gradient, inputs, deltas, steps = matrix
+    steps *= processes
+    means = class_mean_gradient(inputs, deltas, steps)
+    readings: dict[str, Tensor | float] = {
+        "tcv_input": total_cluster_variation(inputs),
+        "tcv_ratio_input": cluster_variation_ratio(inputs),
+        # As if the loss were a mean over the samples of the window.
+        "tcv_adjoint": total_cluster_variation(deltas) * (samples / steps) ** 2,
+        "class_mean_alignment": class_mean_alignment(weight, means),
+        "alignment_bound": alignment_bound(weight, means),
+    }
+    if decay is None:
+        return readings
+    readings["weight_decay"] = decay.weight_decay
+    if decay.is_penalty and decay.weight_decay > 0:
+        bounds = rank_collapse_certificates(weight, gradient / matrix.steps, inputs, deltas, decay.weight_decay, steps)
+        readings.update({f"certificate_{name}": getattr(bounds, name) for name in ("joint", "sharp", "loose")})
+        readings["stationarity_residual"] = bounds.stationarity_residual
+    if decay.is_sgd and decay.weight_decay * decay.learning_rate > 0 and not is_probe:
+        rows = float(inputs.counts.sum() / matrix.steps)
+        shape = (weight.shape[0], weight.shape[1])
+        readings["sgd_rank_bound"] = sgd_rank_bound(shape, rows, decay.learning_rate, decay.weight_decay)
+    return readings
