@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rank_callbacks.callbacks.gradient_rank import GradientRankMonitor
+    from rank_callbacks.callbacks.neural_collapse import NeuralCollapseMonitor
     from rank_callbacks.callbacks.rank_collapse import RankCollapseMonitor
     from rank_callbacks.callbacks.schedule import log_spaced
     from rank_callbacks.callbacks.weight_rank import WeightRankMonitor
     from rank_callbacks.gradient_bounds import gradient_rank_bounds
 
 __version__ = "0.1.0"
-__all__ = ["GradientRankMonitor", "RankCollapseMonitor", "WeightRankMonitor", "gradient_rank_bounds", "log_spaced"]
+__all__ = [
+    "GradientRankMonitor",
+    "NeuralCollapseMonitor",
+    "RankCollapseMonitor",
+    "WeightRankMonitor",
+    "gradient_rank_bounds",
+    "log_spaced",
+]
 
 # Loaded on first use: TensorBoard imports the package to find its plugins, and must not wait for torch.
 _HOMES = {
     "GradientRankMonitor": "rank_callbacks.callbacks.gradient_rank",
+    "NeuralCollapseMonitor": "rank_callbacks.callbacks.neural_collapse",
     "RankCollapseMonitor": "rank_callbacks.callbacks.rank_collapse",
     "WeightRankMonitor": "rank_callbacks.callbacks.weight_rank",
     "gradient_rank_bounds": "rank_callbacks.gradient_bounds",

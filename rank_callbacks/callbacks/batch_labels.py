@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Labels", "labels_of"]
+__all__ = ["Labels", "labels_of", "labels_of_rows"]
 
 Labels: TypeAlias = "str | Callable[[Any], Tensor] | None"
 
@@ -36,6 +36,34 @@ def labels_of(batch: Any, labels: Labels = None) -> Tensor:  # ruff: ignore[any-
             "Name the labels by labels='key' for a dict, or by labels=lambda batch: ..."
         )
     return found
+
+
+def labels_of_rows(shape: Sequence[int], labels: Tensor, batch_dim: int | None = None) -> Tensor | None:
+    """A label for each row of a tensor, from labels of the batch.
+
+    Labels as many as the rows are theirs, one by one; a label a sample holds for all rows of the sample.
+
+    Args:
+        shape: Of the rows: that of the tensor without its features.
+        labels: Integers, or soft labels with a last dimension of classes.
+        batch_dim: The dimension in which samples lie; None for the first that is as long as the labels, of the first two.
+
+    Returns:
+        Labels of shape ``shape``, with a last dimension of classes if they are soft; None if they do not fit.
+    """
+    rows, classes = tuple(shape), tuple(labels.shape[1:]) if labels.dim() > 1 and labels.is_floating_point() else ()
+    own = tuple(labels.shape[: labels.dim() - len(classes)])
+    if batch_dim is None:
+        if own == rows:
+            return labels
+        batch_dim = next((dim for dim in (0, 1) if rows[dim : dim + 1] == own[:1]), 0)
+    if len(own) == 1 and rows[batch_dim : batch_dim + 1] == own:
+        ones = [1] * len(rows)
+        ones[batch_dim] = own[0]
+        return labels.reshape(*ones, *classes).expand(*rows, *classes)
+    # A label a token, where the rows lie by token, then by sample.
+    turned = labels.movedim(0, batch_dim) if len(own) > batch_dim else labels
+    return turned if tuple(turned.shape[: len(own)]) == rows else None
 
 
 def _looks(batch: object) -> str:

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from rank_callbacks.callbacks.batch_labels import labels_of_rows
 from rank_callbacks.functional import ClassMoments, batch_moments, merged_moments
 from rank_callbacks.functional.patch_moments import Places, map_moments, patch_moments
 from rank_callbacks.matrices import matrix_views
@@ -152,7 +153,7 @@ class CollapseWindow:
 
     def _add_pass(self, one: Pass) -> None:
         path = one.weight.path
-        labels = _labels_of_rows(one, self._labels, self._num_classes)
+        labels = _labels_of_rows(one, self._labels)
         if labels is None:
             self.unlabelled[path] = f"rows {tuple(one.inputs.shape[:-1])}, labels {tuple(self._labels.shape)}"
             return
@@ -192,32 +193,10 @@ def _divided(moments: ClassMoments, scale: float) -> ClassMoments:
     return moments._replace(means=moments.means / scale, variations=moments.variations / scale**2)
 
 
-def _labels_of_rows(one: Pass, labels: Tensor, num_classes: int) -> Tensor | None:
-    """A label for each row of a linear layer, or for each image of a convolution; None if they do not fit."""
-    soft = labels.dim() > 1 and labels.is_floating_point()
-    own = labels.shape[:1] if soft else labels.shape
-    if isinstance(one.module, nn.modules.conv._ConvNd):
-        return labels if tuple(own) == tuple(one.inputs.shape[:1]) else None
-    rows = one.inputs.shape[:-1]
-    if one.batch_dim is None and tuple(own) == tuple(rows):
-        return labels
-    batch_dim = one.batch_dim if one.batch_dim is not None else next((d for d in (0, 1) if rows[d : d + 1] == own[:1]), None)
-    if batch_dim is None or rows[batch_dim] != own[0]:
-        return None
-    if len(own) == 1:
-        return _spread(labels, tuple(rows), batch_dim, soft)
-    # A label a token: the rows may lie by token, then by sample.
-    turned = labels.movedim(0, batch_dim)
-    return turned if tuple(turned.shape) == tuple(rows) else None
-
-
-def _spread(labels: Tensor, rows: tuple[int, ...], batch_dim: int, soft: bool) -> Tensor:
-    """The label of each sample, for all of its rows."""
-    shape = [1] * len(rows)
-    shape[batch_dim] = rows[batch_dim]
-    if soft:
-        return labels.reshape(*shape, -1).expand(*rows, labels.shape[-1])
-    return labels.reshape(shape).expand(rows)
+def _labels_of_rows(one: Pass, labels: Tensor) -> Tensor | None:
+    """A label for each row of a product, or for each image of a convolution; None if they do not fit."""
+    is_map = isinstance(one.module, nn.modules.conv._ConvNd)
+    return labels_of_rows(one.inputs.shape[:1] if is_map else one.inputs.shape[:-1], labels, one.batch_dim)
 
 
 def _places(one: Pass) -> list[Places]:

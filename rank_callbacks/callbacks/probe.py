@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["probe_batches", "undisturbed"]
+__all__ = ["outputs_of", "probe_batches", "undisturbed"]
 
 
 @contextmanager
@@ -39,3 +39,8 @@ def undisturbed(model: LightningModule) -> Generator[None]:
 def probe_batches(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader, on the device of the training. Every process goes through all of them."""
     return (trainer.strategy.batch_to_device(batch) for batch in loader)
+
+
+def outputs_of(model: LightningModule, batch: Any) -> Any:  # ruff: ignore[any-type]
+    """What a model's ``forward`` makes of a batch: of its first item, or of the whole where it is not a tuple or list."""
+    return model(batch[0]) if isinstance(batch, (tuple, list)) else model(batch)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from rank_callbacks.callbacks.batch_labels import Labels, labels_of
 from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
 from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
-from rank_callbacks.callbacks.probe import probe_batches, undisturbed
+from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
 from rank_callbacks.callbacks.schedule import every
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
@@ -100,9 +100,9 @@ class RankCollapseMonitor(Callback):
         every_n_steps: Steps between reports, or a schedule: a function of the step.
         window: Training steps before each report that it looks at; 8 by default, or ``every_n_steps`` if that is less. A
             longer window makes the residual, and with it the certificates, smaller.
-        data: ``"train"`` for training batches as they pass; a loader of ``(inputs, labels)`` for
-            ``loss(model(inputs), labels)`` on a fixed set, which leaves parameters, buffers, gradients and random state as
-            they were, and which every process goes through.
+        data: ``"train"`` for training batches as they pass; a loader for ``loss(model(inputs), labels)`` on a fixed set, which
+            leaves parameters, buffers, gradients and random state as they were, and which every process goes through. Of its
+            batches the first item goes into the module's ``forward``, or the whole batch where it is not a tuple.
         loss: Of the outputs and labels of a probe, the mean over a batch.
         labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
         ignore_index: A label that means none.
@@ -304,7 +304,7 @@ class RankCollapseMonitor(Callback):
                 labels = labels_of(batch, self.labels)
                 samples = window.begin_batch(labels)
                 with trainer.precision_plugin.forward_context():
-                    loss = self.loss(pl_module(batch[0]), labels) * samples
+                    loss = self.loss(outputs_of(pl_module, batch), labels) * samples
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 pairs = zip(self._measurable, gradients, strict=True)
                 window.add_gradients([(weight, part) for weight, part in pairs if part is not None], steps=samples)

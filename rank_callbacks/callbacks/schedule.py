@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Schedule", "every", "log_spaced"]
+__all__ = ["Schedule", "Windows", "every", "log_spaced"]
 
 Schedule = Callable[[int], bool]
+
+# Enough batches of 128 that ten classes have a hundred samples each.
+_WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,44 @@ class log_spaced:
             return True
         nearest = round(self.per_decade * math.log10(step))
         return any(round(10 ** (place / self.per_decade)) == step for place in (nearest - 1, nearest, nearest + 1))
+
+
+class Windows:
+    """Windows of steps, each of which ends at a scheduled step.
+
+    Args:
+        every_n_steps: Steps between the ends of windows, or a schedule.
+        length: Steps in a window; None for 8, or ``every_n_steps`` if that is less.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is below 1, or ``length`` does not fit in it.
+
+    Example:
+        >>> windows = Windows(every_n_steps=100, length=8)
+        >>> [step for step in range(300) if windows.begin(step)]
+        [93, 193, 293]
+        >>> windows.end(299), windows.end(300)
+        (False, True)
+    """
+
+    def __init__(self, every_n_steps: int | Schedule, length: int | None = None) -> None:
+        self.schedule = every_n_steps if callable(every_n_steps) else every(every_n_steps)
+        longest = math.inf if callable(every_n_steps) else every_n_steps
+        self.length = int(min(_WINDOW, longest)) if length is None else length
+        if self.length < 1 or self.length % 1 or self.length > longest:
+            raise ValueError(f"Expected window to be a whole number of steps from 1 to every_n_steps, got {length}.")
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the last window: training begins."""
+        self._first: int | None = None
+
+    def begin(self, step: int) -> bool:
+        """Whether a window begins at ``step``; once a step, however many batches accumulate in it."""
+        begins = step != self._first and self.schedule(step + self.length - 1)
+        self._first = step if begins else self._first
+        return begins
+
+    def end(self, step: int) -> bool:
+        """Whether ``step`` is the last of the window that began last."""
+        return self._first is not None and step >= self._first + self.length - 1

@@ -1,0 +1,400 @@
+"""Neural collapse: NC1 to NC4 and their relatives, of penultimate features and of any layer's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rank_callbacks import functional
+from rank_callbacks.callbacks.batch_labels import Labels, labels_of, labels_of_rows
+from rank_callbacks.callbacks.feature_moments import FeatureMoments, over_processes
+from rank_callbacks.callbacks.lightning import Callback, step_axis
+from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.readings import shows_layers, tagged
+from rank_callbacks.callbacks.schedule import Windows
+from rank_callbacks.callbacks.sharing import check_not_sharded
+from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.functional import ClassMoments
+from rank_callbacks.functional.class_moments import check_classes
+from rank_callbacks.matrices.features import (
+    MAPS,
+    PENULTIMATE,
+    FeatureCapture,
+    feature_layers,
+    feature_rows,
+    find_classifier,
+)
+from rank_callbacks.writers import Report, write_report
+
+__all__ = ["NeuralCollapseMonitor"]
+
+_OfMoments: TypeAlias = "Callable[[ClassMoments], Tensor]"
+_OF_MOMENTS: dict[str, _OfMoments] = {
+    name: getattr(functional, name)
+    for name in (
+        "nc1_pinv",
+        "nc1_quotient",
+        "nc1_svds",
+        "nc1_pinv_sample_mean",
+        "nc1_fuzziness",
+        "class_mean_equinorm",
+        "class_mean_equiangularity",
+        "class_distance_normalized_variance",
+        "total_cluster_variation",
+        "cluster_variation_ratio",
+    )
+}
+_OF_CLASSIFIER = (
+    "self_duality",
+    "self_duality_zhu",
+    "classifier_equinorm",
+    "classifier_equiangularity",
+    "minority_collapse",
+    "nearest_center_mismatch",
+)
+_MEASURES = (*_OF_MOMENTS, *_OF_CLASSIFIER)
+_VARIANTS = {"nc1_svds", "nc1_pinv_sample_mean", "nc1_fuzziness", "self_duality_zhu"}
+# One sample a class has no spread, whatever the class.
+_NEED_TWO_SAMPLES = {name for name in _MEASURES if name.startswith("nc1_")} | {
+    "class_distance_normalized_variance",
+    "total_cluster_variation",
+    "cluster_variation_ratio",
+}
+
+
+class NeuralCollapseMonitor(Callback):
+    """Measures how far features have collapsed to their class means, and the means to a simplex.
+
+    **When.** ``data="train"``: a window of ordinary training batches ends at each scheduled step, in training mode as they
+    pass, while the weights move. ``"val"``: every run of validation, of the first validation loader. A loader: at each
+    scheduled step one pass over it in eval mode with fixed weights, and one more for NC4, as the papers do on training data.
+
+    **Logs** ``neural_collapse/<measure>/<layer>``, the layer being ``penultimate``, what goes into the classifier, or a module
+    of ``layers``; and the mean, minimum and maximum over these:
+
+    ======================================  =================================================================  ==============
+    measure                                 what                                                               at collapse
+    ======================================  =================================================================  ==============
+    ``nc1_pinv``                            NC1: tr(Σ_W Σ_B⁺)/C                                                0
+    ``nc1_quotient``                        NC1: tr Σ_W / tr Σ_B, which never blows up                         0
+    ``total_cluster_variation``             tr Σ_W, in the unit of the features squared                        0
+    ``cluster_variation_ratio``             tr Σ_W / tr Σ_T, in [0, 1]                                         0
+    ``class_distance_normalized_variance``  CDNV                                                               0
+    ``class_mean_equinorm``                 NC2: variation of the norms of centred class means                 0
+    ``class_mean_equiangularity``           NC2: distance of their cosines from −1/(C − 1)                     0
+    ``classifier_equinorm``,                the same of the classifier's rows; penultimate alone, as all       0
+    ``classifier_equiangularity``           that follow
+    ``self_duality``                        NC3: ‖W/‖W‖ − Ṁ/‖Ṁ‖‖²                                              0
+    ``nearest_center_mismatch``             NC4: share of samples classified otherwise than by the nearest     0
+                                            class mean
+    ``minority_collapse``                   mean cosine of the classifier's rows of minority classes, by       1 is minority
+                                            default those with at most half the samples of the largest         collapse
+    ``samples_per_class``                   samples in the smallest class; 0 if one was not seen
+    ======================================  =================================================================  ==============
+
+    ``measures=`` chooses among these, and other variants that published code uses: ``nc1_svds``, ``nc1_pinv_sample_mean``,
+    ``nc1_fuzziness`` and ``self_duality_zhu``; each is the function of that name in ``rank_callbacks.functional``.
+
+    **NC4** needs class means before the features. It takes those of the report before: the first report has none, and where
+    features move much between reports it is a look at old means. With a loader the second pass makes it exact.
+
+    **NaN.** Where no class has two samples, within-class spread reads NaN rather than a perfect 0, with one warning. Classes
+    that were not seen are left out of all measures. NaN or infinite features read NaN. ``minority_collapse`` has no reading with
+    fewer than two minority classes.
+
+    **Cost.** A pass over the features in float64, and 2·K operations a number for NC1 while there are at most 2·D rows; beyond
+    that a D x D matrix and 2·D operations a number. With a loader, two evaluations of the network on it.
+
+    **Distributed.** Moments of all processes are merged exactly, in two all-gathers a report. Every process goes through a
+    loader. The schedule must answer alike on every process. Sharded models are refused.
+
+    Args:
+        num_classes: K.
+        layers: Modules whose outputs to measure as well, by name, glob pattern or a function of the name.
+        every_n_steps: Steps between reports, or a schedule: a function of the step. Not used with ``data="val"``.
+        window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` if that is less.
+        data: ``"train"``, ``"val"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
+            whole batch where it is not a tuple.
+        measures: Which of them; None for those of the table.
+        classifier: Name of the linear layer that gives the logits; None for the last with ``num_classes`` outputs.
+        maps: What to do with the positions of feature maps and with tokens: ``"mean"`` over them, ``"positions"`` as samples,
+            or a fixed random ``"projection"`` of all: see ``feature_rows``. Labels of the tokens' own shape make each token a
+            sample.
+        labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
+        ignore_index: A label that means none.
+        minority: Classes of ``minority_collapse``; None for those with at most half the samples of the largest.
+        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 2 or an argument is not one of the above; when fitting or validation starts if
+            the classifier is not found, a pattern matches nothing or the model is sharded; and at a batch whose labels are
+            missing, do not fit or are not from 0 to K−1, or whose features have another width.
+
+    Reference:
+        Prevalence of neural collapse (Papyan, Han and Donoho, 2020), https://arxiv.org/abs/2008.08186
+
+    Example:
+        >>> monitor = NeuralCollapseMonitor(num_classes=10, layers=["layer3", "layer4"], data="val")
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        layers: str | Sequence[str] | Callable[[str], bool] | None = None,
+        every_n_steps: int | Callable[[int], bool] = 100,
+        window: int | None = None,
+        data: Literal["train", "val"] | Iterable[Any] = "train",
+        measures: Sequence[str] | None = None,
+        classifier: str | None = None,
+        maps: Literal["mean", "positions", "projection"] = "mean",
+        labels: str | Callable[[Any], Tensor] | None = None,
+        ignore_index: int | None = None,
+        minority: Sequence[int] | None = None,
+        scalars: Literal["auto", "all"] = "auto",
+    ) -> None:
+        super().__init__()
+        check_classes(num_classes)
+        if isinstance(data, str) and data not in {"train", "val"}:
+            raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
+        if maps not in MAPS:
+            raise ValueError(f"Expected maps to be one of {', '.join(MAPS)}, got {maps!r}.")
+        if scalars not in {"auto", "all"}:
+            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        if minority is not None and not set(minority) <= set(range(num_classes)):
+            raise ValueError(f"Expected minority to hold classes from 0 to {num_classes - 1}, got {list(minority)}.")
+        for measure in measures or ():
+            if measure not in _MEASURES:
+                raise ValueError(f"Expected the name of a measure, got {measure!r}. Choose from {', '.join(_MEASURES)}.")
+        self.num_classes = num_classes
+        self.layers = layers
+        # A loader is looked at in one step.
+        self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
+        self.data = data
+        self.measures = [name for name in _MEASURES if name not in _VARIANTS] if measures is None else list(measures)
+        self.classifier = classifier
+        self.maps = maps
+        self.labels: Labels = labels
+        self.ignore_index = ignore_index
+        self.minority = minority
+        self.scalars = scalars
+        self._stopwatch = Stopwatch()
+        self._capture: FeatureCapture | None = None
+        self._start_anew()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; validation inside a fit does not come here."""
+        self._start_anew()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be measured before any training is paid for."""
+        check_not_sharded(trainer)
+        self._parts(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._stopwatch.restart()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Open a window where one must begin to end on schedule, or look at the loader."""
+        step = step_axis(trainer)
+        with self._stopwatch:
+            if self.data == "val" or self._capture is not None or not self.windows.begin(step):
+                return
+            capture = self._open(pl_module)
+            if not isinstance(self.data, str):
+                self._probe(trainer, pl_module, capture, self.data)
+                self._report(trainer, capture)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note that the batch ends a step."""
+        self._stepped = True
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Add what the batch left, and report at the end of the window."""
+        stepped, self._stepped = self._stepped, False
+        if (capture := self._capture) is not None:
+            with self._stopwatch:
+                self._add(capture, batch)
+                if stepped and self.windows.end(step_axis(trainer)):
+                    self._report(trainer, capture)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the hooks."""
+        if self.data == "val" and not trainer.sanity_checking:
+            check_not_sharded(trainer)
+            with self._stopwatch:
+                self._open(pl_module)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add what the batch left."""
+        if self.data == "val" and (capture := self._capture) is not None and dataloader_idx == 0:
+            with self._stopwatch:
+                self._add(capture, batch)
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if self.data == "val" and (capture := self._capture) is not None:
+            with self._stopwatch:
+                self._report(trainer, capture)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def _start_anew(self) -> None:
+        self._warned: set[str] = set()
+        self._centers: Tensor | None = None
+        self._stepped = False
+        self.windows.restart()
+        self._close()
+
+    def _close(self) -> None:
+        if self._capture is not None:
+            self._capture.close()
+        self._capture = None
+        self._moments: dict[str, FeatureMoments] = {}
+        self._mismatches = self._compared = 0.0
+
+    def _parts(self, pl_module: LightningModule) -> tuple[dict[str, nn.Module], nn.Linear]:
+        return feature_layers(pl_module, self.layers), find_classifier(pl_module, self.num_classes, self.classifier)
+
+    def _open(self, pl_module: LightningModule) -> FeatureCapture:
+        layers, classifier = self._parts(pl_module)
+        self._moments = {name: FeatureMoments(self.num_classes, self.ignore_index) for name in (*layers, PENULTIMATE)}
+        self._capture = FeatureCapture(layers, classifier)
+        return self._capture
+
+    @torch.no_grad()
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, capture: FeatureCapture, loader: Iterable[Any]) -> None:
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            self._centers = None
+            for batch in probe_batches(trainer, loader):
+                outputs_of(pl_module, batch)
+                self._add(capture, batch)
+            moments = self._moments[PENULTIMATE].moments()
+            self._centers = None if moments is None else _centers(moments)
+            for batch in probe_batches(trainer, loader) if "nearest_center_mismatch" in self.measures else ():
+                outputs_of(pl_module, batch)
+                self._compare(*self._taken(capture, batch))
+
+    def _add(self, capture: FeatureCapture, batch: object) -> None:
+        rows, predictions = self._taken(capture, batch)
+        for name, (features, labels) in rows.items():
+            self._moments[name].add(features, labels)
+        if self._centers is not None:
+            self._compare(rows, predictions)
+
+    def _taken(self, capture: FeatureCapture, batch: object) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
+        """Rows of features and their labels, by layer, and predictions for the penultimate ones."""
+        features, predictions = capture.take()
+        labels = labels_of(batch, self.labels).detach()
+        rows = {}
+        for name, tensor in features.items():
+            of_tokens = tensor.shape[: labels.dim()] == labels.shape and tensor.dim() == labels.dim() + 1
+            shaped = tensor if of_tokens else feature_rows(tensor, len(labels), self.maps)
+            fitting = labels_of_rows(shaped.shape[:-1], labels)
+            if fitting is None:
+                self._warn(name, f"rows {tuple(shaped.shape[:-1])} do not fit labels {tuple(labels.shape)}")
+            else:
+                classes = fitting.shape[shaped.dim() - 1 :]
+                rows[name] = shaped.reshape(-1, shaped.shape[-1]), fitting.reshape(-1, *classes)
+        return rows, predictions
+
+    def _compare(self, rows: dict[str, tuple[Tensor, Tensor]], predictions: Tensor | None) -> None:
+        """Count the predictions that the nearest class mean does not share, where there is one for each row."""
+        features, labels = rows.get(PENULTIMATE, (None, None))
+        if features is None or labels is None or predictions is None or predictions.numel() != len(features):
+            return
+        predictions = predictions.flatten()
+        if self.ignore_index is not None and not labels.is_floating_point():
+            features, predictions = (part[labels == labels.clamp(0, self.num_classes - 1)] for part in (features, predictions))
+        if len(features) and self._centers is not None:
+            mismatch = functional.nearest_center_mismatch(features, predictions, self._centers)
+            self._mismatches += float(mismatch) * len(features)
+            self._compared += len(features)
+
+    def _report(self, trainer: Trainer, capture: FeatureCapture) -> None:
+        step = step_axis(trainer)
+        if isinstance(self.data, str):
+            moments = over_processes(self._moments, self.num_classes, trainer)
+            counts = torch.tensor([self._mismatches, self._compared], device=trainer.strategy.root_device)
+            mismatches, compared = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        else:
+            seen = {name: one.moments() for name, one in self._moments.items()}
+            moments = {name: one for name, one in seen.items() if one is not None}
+            mismatches, compared = self._mismatches, self._compared
+        for name in self._moments.keys() - moments.keys():
+            self._warn(name, "nothing passed through it")
+        values = self._values(moments, capture.classifier.weight.detach(), step)
+        if compared and "nearest_center_mismatch" in self.measures:
+            values["nearest_center_mismatch"] = {PENULTIMATE: torch.tensor(mismatches / compared, dtype=torch.float64)}
+        if PENULTIMATE in moments:
+            self._centers = _centers(moments[PENULTIMATE])
+        scalars = tagged("neural_collapse", values, shows_layers(self.scalars, len(moments)))
+        write_report(trainer, Report(step, scalars | self._stopwatch.cost("neural_collapse", step), {}))
+        self._close()
+
+    def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:
+        values: dict[str, dict[str, Tensor]] = {}
+        for name, one in moments.items():
+            readings = {measure: _OF_MOMENTS[measure](one) for measure in self.measures if measure in _OF_MOMENTS}
+            if name == PENULTIMATE:
+                readings |= self._of_classifier(one, weight)
+            if not (one.counts > 1).any():
+                readings |= dict.fromkeys(_NEED_TWO_SAMPLES & readings.keys(), one.counts.new_tensor(torch.nan))
+                self._warn(name, f"no class has two samples at step {step}, so there is no spread to see: use a longer window")
+            elif not one.variations.isfinite().all():
+                self._warn(name, f"a NaN or infinity passed through it before step {step}")
+            readings["samples_per_class"] = one.counts.min()
+            for measure, value in readings.items():
+                values.setdefault(measure, {})[name] = value.cpu()
+        return values
+
+    def _of_classifier(self, moments: ClassMoments, weight: Tensor) -> dict[str, Tensor]:
+        if self.minority is None:
+            minority = moments.counts <= moments.counts.max() / 2
+        else:
+            minority = torch.isin(torch.arange(self.num_classes), torch.tensor(list(self.minority))).to(weight.device)
+        readings: dict[str, Callable[[], Tensor]] = {
+            "self_duality": lambda: functional.self_duality(moments, weight),
+            "self_duality_zhu": lambda: functional.self_duality_zhu(moments, weight),
+            "classifier_equinorm": lambda: functional.equinorm(weight),
+            "classifier_equiangularity": lambda: functional.equiangularity(weight),
+            "minority_collapse": lambda: functional.minority_collapse(weight, minority),
+        }
+        if minority.sum() < 2:
+            del readings["minority_collapse"]
+        return {name: reading() for name, reading in readings.items() if name in self.measures}
+
+    def _warn(self, name: str, reason: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(f"neural_collapse of {name} has no reading: {reason}.", stacklevel=2)
+
+
+def _centers(moments: ClassMoments) -> Tensor:
+    """Class means, NaN for classes that were not seen."""
+    return torch.where(moments.seen[:, None], moments.means, torch.nan)
