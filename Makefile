@@ -27,6 +27,8 @@ docs: .venv/.dev  ## Write the generated pages of docs/ anew
 bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.spectra
 	$(BIN)/python -m benchmarks.gradients
+	$(BIN)/python -m benchmarks.collapse
+	$(BIN)/python -m benchmarks.share_of_training
 
 clean:
 	rm -rf .venv runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rank_callbacks.catalog import MEASURES, Measure
+from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE, RANK_COLLAPSE, Reading
 
 PAGE = Path(__file__).with_name("measures.md")
 
@@ -45,10 +46,47 @@ the size of its entries, whatever tolerance the name asks for.
 like a good one.
 """
 
+COLLAPSE = """\
+# Neural collapse
+
+What `NeuralCollapseMonitor` logs as `neural_collapse/<reading>/<layer>`; most are also functions of class moments in
+`rank_callbacks.functional` and metrics in `rank_callbacks.metrics`. `h_i` are the features of N samples in C classes, `h̄_k`
+the mean of the n_k of class k, `Σ_W` the covariance within classes, `Σ_B` that of the class means, `Ṁ` the class means less
+their mean `h̄`, `w_k` and `b_k` the rows and biases of the classifier. Classes without samples are left out. With fewer than
+two classes, or features that are not finite, readings are NaN.
+"""
+
+FORCES = """\
+# Rank collapse
+
+What `RankCollapseMonitor` logs as `rank_collapse/<reading>/<layer>`. `W` is the weight, K the number of classes, `z_i` the
+inputs of the layer and `δ_i` the gradients of its output, `G` the gradient of the loss without its penalty, `M` the part of it
+that class means make, `C` the rest, `λ` the weight decay. [collapse.md](collapse.md) tells what ties them.
+"""
+
 
 def page() -> str:
     """The page, as Markdown."""
-    return "\n".join([INTRODUCTION, overview(), *map(section, MEASURES.values())])
+    sections = map(section, MEASURES.values())
+    return "\n".join(
+        [INTRODUCTION, overview(), *sections, COLLAPSE, readings(NEURAL_COLLAPSE), FORCES, readings(RANK_COLLAPSE)]
+    )
+
+
+def readings(rows: dict[str, Reading]) -> str:
+    """One line a reading of a monitor of collapse."""
+    cells = [
+        (f"`{row.name}`", row.title, f"`{row.formula}`", f"`{row.bounds}`", row.how_to_read, link(row))
+        for row in rows.values()
+    ]
+    lines = [("reading", "what", "formula", "range", "how to read it", "source"), ("---",) * 6, *cells]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def link(row: Reading) -> str:
+    """The source, as Markdown."""
+    reference, _, address = row.source.rpartition(", ")
+    return f"[{reference.partition(' (')[2].removesuffix(')')}]({address})"
 
 
 def overview() -> str:

@@ -16,13 +16,14 @@ PARTS = {
     "__init__": {"callbacks", "gradient_bounds", "metrics"},
     "tags": set(),
     "catalog": set(),
+    "collapse_catalog": set(),
     "functional": set(),
     "matrices": set(),
     "gradient_bounds": {"functional", "matrices"},
     "metrics": {"functional"},
     "writers": {"tags", "catalog"},
     "callbacks": {"writers", "metrics", "matrices", "functional", "gradient_bounds", "tags", "catalog"},
-    "figures": {"tags", "catalog"},
+    "figures": {"tags", "catalog", "collapse_catalog"},
     "compare": {"figures", "tags", "catalog"},
     "tensorboard_plugin": {"figures", "tags", "catalog"},
 }
@@ -40,7 +41,7 @@ LIBRARIES = {
 }
 # Slow or optional: imported inside the function that needs them.
 INSIDE_FUNCTIONS_ONLY = {"wandb", "tensorboard", "plotly"}
-WITHOUT_TORCH = {"tags", "catalog", "figures", "compare", "tensorboard_plugin"}
+WITHOUT_TORCH = {"tags", "catalog", "collapse_catalog", "figures", "compare", "tensorboard_plugin"}
 
 
 def part(file: Path) -> str:

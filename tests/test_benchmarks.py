@@ -42,3 +42,29 @@ def test_every_measure_of_the_catalogue_has_its_errors(spectra: str) -> None:
 
 def test_bars_are_not_judged_by_a_quick_run(spectra: str) -> None:
     assert table(spectra, "Bars")["768x3072"] == ["5.0", "-"]
+
+
+@pytest.fixture(scope="module")
+def collapse() -> str:
+    command = [sys.executable, "-m", "benchmarks.collapse", "--quick"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("title", "cells"), [("Time", 9), ("Memory", 6)])
+def test_collapse_is_timed_and_weighed_by_every_candidate(collapse: str, title: str, cells: int) -> None:
+    rows = table(collapse, title)
+    assert list(rows) == ["N = 96, D = 16, K = 3", "N = 400, D = 16, K = 40"]
+    assert all(len(row) == cells for row in rows.values())
+
+
+@pytest.mark.parametrize("regime", ["spread", "collapse"])
+def test_collapse_is_compared_with_the_truth(collapse: str, regime: str) -> None:
+    rows = table(collapse, f"Accuracy, {regime}")
+    assert list(rows) == ["truth", "ours", "ours, batches", "K cov", "pooled", "streamed"]
+    assert all(len(row) == 4 for row in rows.values())
+
+
+def test_our_measures_of_collapse_keep_their_digits(collapse: str) -> None:
+    bars = table(collapse, "Bars")
+    assert bars["D = 2048, K = 10"] == [">= 15.0", "-"]
+    assert bars["relative error"][-1] == "ok"

@@ -51,7 +51,7 @@ def labels_of_rows(shape: Sequence[int], labels: Tensor, batch_dim: int | None =
     Returns:
         Labels of shape ``shape``, with a last dimension of classes if they are soft; None if they do not fit.
     """
-    rows, classes = tuple(shape), tuple(labels.shape[1:]) if labels.dim() > 1 and labels.is_floating_point() else ()
+    rows, classes = tuple(shape), tuple(labels.shape[-1:]) if labels.dim() > 1 and labels.is_floating_point() else ()
     own = tuple(labels.shape[: labels.dim() - len(classes)])
     if batch_dim is None:
         if own == rows:

@@ -11,6 +11,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from rank_callbacks.callbacks.batch_labels import labels_of_rows
+from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.functional import ClassMoments, batch_moments, merged_moments
 from rank_callbacks.functional.patch_moments import Places, map_moments, patch_moments
 from rank_callbacks.matrices import matrix_views
@@ -94,20 +95,27 @@ class CollapseWindow:
         weights: Which of its weights.
         num_classes: K.
         ignore_index: A label that means none.
+        stopwatch: Runs while a pass is reduced.
     """
 
     def __init__(
-        self, model: nn.Module, weights: Sequence[TrainableWeight], num_classes: int, ignore_index: int | None = None
+        self,
+        model: nn.Module,
+        weights: Sequence[TrainableWeight],
+        num_classes: int,
+        ignore_index: int | None,
+        stopwatch: Stopwatch,
     ) -> None:
         self.samples = 0
         self.unlabelled: dict[str, str] = {}
+        self._stopwatch = stopwatch
         self._num_classes = num_classes
         self._ignore_index = ignore_index
         self._inputs: dict[str, ClassMoments] = {}
         self._deltas: dict[str, ClassMoments] = {}
         self._gradients: dict[str, Tensor] = {}
         self._steps: dict[str, float] = {}
-        self._hooks = PassHooks(model, weights, self._add_pass)
+        self._hooks = PassHooks(model, weights, self._add)
 
     def close(self) -> None:
         """Remove every hook."""
@@ -123,19 +131,28 @@ class CollapseWindow:
         Returns:
             How many samples have labels.
         """
-        self._labels, self._scale = labels.detach(), scale
+        labels = _soft_if_one_hot(labels.detach(), self._num_classes)
+        self._labels, self._scale = labels, scale
         ignored = 0 if self._ignore_index is None else int((labels == self._ignore_index).sum())
-        rows = labels.shape[0] if labels.is_floating_point() else labels.numel()
+        rows = labels.shape[:-1].numel() if labels.is_floating_point() else labels.numel()
         self.samples += rows - ignored
         return rows - ignored
 
-    def add_gradients(self, gradients: Sequence[tuple[TrainableWeight, Tensor]], steps: float = 1.0) -> None:
-        """Add the gradients of one step."""
+    def add_gradients(
+        self, gradients: Sequence[tuple[TrainableWeight, Tensor]], steps: float = 1.0, scale: float = 1.0
+    ) -> None:
+        """Add the gradients of one step.
+
+        Args:
+            gradients: With the parameters that they are of.
+            steps: How many they count for.
+            scale: What they are still multiplied by.
+        """
         for weight, gradient in gradients:
             dense = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
             wide = dense if dense.dtype == torch.float64 else dense.float()
             before = self._gradients.get(weight.path)
-            self._gradients[weight.path] = wide.clone() if before is None else before.add_(wide)
+            self._gradients[weight.path] = wide / scale if before is None else before.add_(wide, alpha=1 / scale)
             self._steps[weight.path] = self._steps.get(weight.path, 0.0) + steps
 
     def matrices(self, weight: TrainableWeight) -> dict[str, WindowedMatrix | None]:
@@ -150,6 +167,10 @@ class CollapseWindow:
             else None
             for name, view in views.items()
         }
+
+    def _add(self, one: Pass) -> None:
+        with self._stopwatch:
+            self._add_pass(one)
 
     def _add_pass(self, one: Pass) -> None:
         path = one.weight.path
@@ -191,6 +212,14 @@ class CollapseWindow:
 
 def _divided(moments: ClassMoments, scale: float) -> ClassMoments:
     return moments._replace(means=moments.means / scale, variations=moments.variations / scale**2)
+
+
+def _soft_if_one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Integers of shape ``(*, K)`` that are one-hot, told apart from a label a token by their values."""
+    if labels.dim() < 2 or labels.shape[-1] != num_classes or labels.is_floating_point():
+        return labels
+    is_one_hot = bool(((labels == 0) | (labels == 1)).all() and (labels.sum(-1) == 1).all())
+    return labels.double() if is_one_hot else labels
 
 
 def _labels_of_rows(one: Pass, labels: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -30,6 +30,7 @@ from rank_callbacks.matrices.features import (
     feature_rows,
     find_classifier,
 )
+from rank_callbacks.matrices.parameters import weight_matrices
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["NeuralCollapseMonitor"]
@@ -105,8 +106,8 @@ class NeuralCollapseMonitor(Callback):
     features move much between reports it is a look at old means. With a loader the second pass makes it exact.
 
     **NaN.** Where no class has two samples, within-class spread reads NaN rather than a perfect 0, with one warning. Classes
-    that were not seen are left out of all measures. NaN or infinite features read NaN. ``minority_collapse`` has no reading with
-    fewer than two minority classes.
+    that were not seen are left out of all measures. NaN or infinite features read NaN. With fewer than two minority classes
+    ``minority_collapse`` has no reading.
 
     **Cost.** A pass over the features in float64, and 2·K operations a number for NC1 while there are at most 2·D rows; beyond
     that a D x D matrix and 2·D operations a number. With a loader, two evaluations of the network on it.
@@ -162,6 +163,8 @@ class NeuralCollapseMonitor(Callback):
         check_classes(num_classes)
         if isinstance(data, str) and data not in {"train", "val"}:
             raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
+        if isinstance(data, Iterator):
+            raise ValueError(f"Expected data to be a loader that can be gone through again, got a {type(data).__name__}.")
         if maps not in MAPS:
             raise ValueError(f"Expected maps to be one of {', '.join(MAPS)}, got {maps!r}.")
         if scalars not in {"auto", "all"}:
@@ -203,6 +206,8 @@ class NeuralCollapseMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, or look at the loader."""
         step = step_axis(trainer)
+        if self._capture is not None:
+            self._capture.take()  # what validation within the window has left
         with self._stopwatch:
             if self.data == "val" or self._capture is not None or not self.windows.begin(step):
                 return
@@ -311,10 +316,18 @@ class NeuralCollapseMonitor(Callback):
         """Rows of features and their labels, by layer, and predictions for the penultimate ones."""
         features, predictions = capture.take()
         labels = labels_of(batch, self.labels).detach()
+        if predictions is not None and labels.shape == (*predictions.shape, self.num_classes):
+            labels = labels.float()  # one-hot integers, which are no labels of tokens
         rows = {}
         for name, tensor in features.items():
             of_tokens = tensor.shape[: labels.dim()] == labels.shape and tensor.dim() == labels.dim() + 1
             shaped = tensor if of_tokens else feature_rows(tensor, len(labels), self.maps)
+            if (
+                name == PENULTIMATE
+                and predictions is not None
+                and predictions.shape[::-1] == shaped.shape[:-1] != predictions.shape
+            ):
+                predictions = predictions.mT  # from by token, then by sample
             fitting = labels_of_rows(shaped.shape[:-1], labels)
             if fitting is None:
                 self._warn(name, f"rows {tuple(shaped.shape[:-1])} do not fit labels {tuple(labels.shape)}")
@@ -328,13 +341,16 @@ class NeuralCollapseMonitor(Callback):
         features, labels = rows.get(PENULTIMATE, (None, None))
         if features is None or labels is None or predictions is None or predictions.numel() != len(features):
             return
-        predictions = predictions.flatten()
+        if self._centers is None:
+            return
+        predictions, finite = predictions.flatten(), features.isfinite().all(1)
+        counted = self._centers.isfinite().all(1)[predictions] | ~finite
         if self.ignore_index is not None and not labels.is_floating_point():
-            features, predictions = (part[labels == labels.clamp(0, self.num_classes - 1)] for part in (features, predictions))
-        if len(features) and self._centers is not None:
-            mismatch = functional.nearest_center_mismatch(features, predictions, self._centers)
-            self._mismatches += float(mismatch) * len(features)
-            self._compared += len(features)
+            counted &= labels != self.ignore_index
+        if counted.any():
+            mismatch = functional.nearest_center_mismatch(features[counted], predictions[counted], self._centers)
+            self._mismatches += float(mismatch) * int(counted.sum()) if finite[counted].all() else torch.nan
+            self._compared += int(counted.sum())
 
     def _report(self, trainer: Trainer, capture: FeatureCapture) -> None:
         step = step_axis(trainer)
@@ -348,7 +364,7 @@ class NeuralCollapseMonitor(Callback):
             mismatches, compared = self._mismatches, self._compared
         for name in self._moments.keys() - moments.keys():
             self._warn(name, "nothing passed through it")
-        values = self._values(moments, capture.classifier.weight.detach(), step)
+        values = self._values(moments, weight_matrices(capture.classifier)["weight"], step)
         if compared and "nearest_center_mismatch" in self.measures:
             values["nearest_center_mismatch"] = {PENULTIMATE: torch.tensor(mismatches / compared, dtype=torch.float64)}
         if PENULTIMATE in moments:
@@ -387,6 +403,8 @@ class NeuralCollapseMonitor(Callback):
         }
         if minority.sum() < 2:
             del readings["minority_collapse"]
+        if moments.means.shape != weight.shape:  # a projection of tokens, which the classifier sees one by one
+            del readings["self_duality"], readings["self_duality_zhu"]
         return {name: reading() for name, reading in readings.items() if name in self.measures}
 
     def _warn(self, name: str, reason: str) -> None:

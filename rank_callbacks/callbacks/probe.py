@@ -18,7 +18,8 @@ __all__ = ["outputs_of", "probe_batches", "undisturbed"]
 def undisturbed(model: LightningModule) -> Generator[None]:
     """The model in eval mode; at the end modes, buffers and the random state of torch, NumPy and Python are what they were."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    owned = [(module._buffers, name) for module in model.modules() for name in module._buffers]
+    buffers = [(owner, name, buffer, buffer.clone()) for owner, name in owned if (buffer := owner[name]) is not None]
     numpy_state, python_state = np.random.get_state(), random.getstate()  # ruff: ignore[numpy-legacy-random]
     devices = [model.device] if model.device.type == "cuda" else []
     try:
@@ -29,7 +30,8 @@ def undisturbed(model: LightningModule) -> Generator[None]:
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for buffer, before in buffers:
+            for owner, name, buffer, before in buffers:
+                owner[name] = buffer  # a forward may have put another tensor in its place
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
         np.random.set_state(numpy_state)  # ruff: ignore[numpy-legacy-random]
@@ -37,8 +39,8 @@ def undisturbed(model: LightningModule) -> Generator[None]:
 
 
 def probe_batches(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader, on the device of the training. Every process goes through all of them."""
-    return (trainer.strategy.batch_to_device(batch) for batch in loader)
+    """The batches of a loader, on the device and in the precision of the training. Every process goes through all of them."""
+    return (trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch)) for batch in loader)
 
 
 def outputs_of(model: LightningModule, batch: Any) -> Any:  # ruff: ignore[any-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMat
 from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
-from rank_callbacks.callbacks.schedule import every
+from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.callbacks.weight_decay import Decay, decay_of
@@ -37,8 +36,6 @@ from rank_callbacks.matrices.passes import no_passes
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["RankCollapseMonitor"]
-
-_WINDOW = 8
 
 
 class RankCollapseMonitor(Callback):
@@ -82,9 +79,11 @@ class RankCollapseMonitor(Callback):
     infinite: then there is no reading of certificates, nor of the residual. ``sgd_rank_bound`` is for SGD alone.
     ``tcv_adjoint`` is of the per-sample loss, as if the loss were a mean over the samples of the window.
 
-    **Layers.** Linear layers, convolutions (patches are the samples; not in groups), ``nn.MultiheadAttention`` and recurrent
-    cells. A sample's label holds for all of its tokens and positions; labels of the tokens' own shape hold for tokens. With
-    ignored labels ``certificate_loose`` reads NaN. Where the gradient has another part as well, of a penalty say, it does too.
+    **Layers.** Linear layers, convolutions (patches are the samples; not in groups), ``nn.MultiheadAttention``, recurrent
+    layers and cells. A sample's label holds for all of its tokens and positions; labels of the tokens' own shape hold for
+    tokens. With ignored labels ``certificate_loose`` reads NaN, and so it does where the gradient has another part as well, of
+    a penalty say. A recurrent layer is run once more in each step of a window, so not one with dropout between its layers;
+    packed sequences and labels a token leave it without a reading.
 
     **NaN.** A layer that saw a NaN or infinity in the window reads NaN. Classes that the window did not see are left out.
 
@@ -124,7 +123,7 @@ class RankCollapseMonitor(Callback):
         self,
         num_classes: int,
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 1000,
+        every_n_steps: int | Callable[[int], bool] = 2000,
         window: int | None = None,
         data: Literal["train"] | Iterable[Any] = "train",
         loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
@@ -140,8 +139,8 @@ class RankCollapseMonitor(Callback):
             raise ValueError(f"Expected data to be 'train' or a loader, got {data!r}.")
         self.num_classes = num_classes
         self.layers = layers
-        self.schedule = every_n_steps if callable(every_n_steps) else every(every_n_steps)
-        self.window = _window(window, every_n_steps)
+        # A loader is looked at in one step.
+        self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
         self.data = data
         self.loss = loss
         self.labels: Labels = labels
@@ -149,7 +148,6 @@ class RankCollapseMonitor(Callback):
         self.scalars = scalars
         self._stopwatch = Stopwatch()
         self._window: CollapseWindow | None = None
-        self._opened: int | None = None
         self._start_anew()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -169,12 +167,10 @@ class RankCollapseMonitor(Callback):
         """Open a window where one must begin to end on schedule, and tell it the labels of the batch."""
         step = step_axis(trainer)
         with self._stopwatch:
-            if not isinstance(self.data, str):
-                self._probe(trainer, pl_module, step)
-                return
-            if self._window is None and step != self._opened and self.schedule(step + self.window - 1):
-                self._opened = step
+            if self._window is None and self.windows.begin(step):
                 self._window = self._new_window(pl_module)
+                if not isinstance(self.data, str):
+                    self._probe(trainer, pl_module, self._window, self.data)
             if self._window is not None:
                 self._window.begin_batch(labels_of(batch, self.labels), loss_scale(trainer))
 
@@ -188,20 +184,20 @@ class RankCollapseMonitor(Callback):
             owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             mine = [weight for weight in self._measurable if id(weight.parameter) in owned]
             scale = loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
-            self._window.add_gradients([(w, w.parameter.grad / scale) for w in mine if w.parameter.grad is not None])
-            if self._steps + 1 == self.window:
+            gradients = [(weight, weight.parameter.grad) for weight in mine if weight.parameter.grad is not None]
+            self._window.add_gradients(gradients, scale=scale)
+            if self.windows.end(step_axis(trainer)):
                 self._measure(trainer, self._window, mine, [optimizer])
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Count the step, and report at the end of the window."""
+        """Report at the end of the window."""
         if self._window is None or not self._stepped:
             return
         self._stepped.clear()
-        self._steps += 1
-        if self._steps == self.window:
+        if self.windows.end(step_axis(trainer)):
             with self._stopwatch:
                 self._add_norm_ratios()
                 self._report(trainer, step_axis(trainer))
@@ -217,7 +213,7 @@ class RankCollapseMonitor(Callback):
 
     def _start_anew(self) -> None:
         self._warned: set[str] = set()
-        self._opened = None
+        self.windows.restart()
         self._close()
 
     def _close(self) -> None:
@@ -226,7 +222,6 @@ class RankCollapseMonitor(Callback):
         self._window = None
         self._measurable: list[TrainableWeight] = []
         self._stepped: set[int] = set()
-        self._steps = 0
         self._norms: dict[str, tuple[Tensor, Tensor]] = {}
         self._values: dict[str, dict[str, Tensor]] = {}
 
@@ -240,7 +235,7 @@ class RankCollapseMonitor(Callback):
 
     def _new_window(self, pl_module: LightningModule) -> CollapseWindow:
         self._measurable = self._weights(pl_module)
-        return CollapseWindow(pl_module, self._measurable, self.num_classes, self.ignore_index)
+        return CollapseWindow(pl_module, self._measurable, self.num_classes, self.ignore_index, self._stopwatch)
 
     def _measure(
         self, trainer: Trainer, window: CollapseWindow, weights: Sequence[TrainableWeight], optimizers: Sequence[Optimizer]
@@ -293,14 +288,10 @@ class RankCollapseMonitor(Callback):
         scalars = tagged("rank_collapse", self._values, shows_layers(self.scalars, layers))
         write_report(trainer, Report(step, scalars | self._stopwatch.cost("rank_collapse", step), {}))
 
-    def _probe(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        if step == self._opened or not self.schedule(step):
-            return
-        self._opened = step
-        window = self._window = self._new_window(pl_module)
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, window: CollapseWindow, loader: Iterable[Any]) -> None:
         parameters = [weight.parameter for weight in self._measurable]
         with undisturbed(pl_module), torch.enable_grad():
-            for batch in probe_batches(trainer, self.data):
+            for batch in probe_batches(trainer, loader):
                 labels = labels_of(batch, self.labels)
                 samples = window.begin_batch(labels)
                 with trainer.precision_plugin.forward_context():
@@ -310,17 +301,8 @@ class RankCollapseMonitor(Callback):
                 window.add_gradients([(weight, part) for weight, part in pairs if part is not None], steps=samples)
         with torch.no_grad():
             self._measure(trainer, window, self._measurable, trainer.optimizers)
-        self._report(trainer, step)
+        self._report(trainer, step_axis(trainer))
         self._close()
-
-
-def _window(window: int | None, every_n_steps: int | Callable[[int], bool]) -> int:
-    longest = math.inf if callable(every_n_steps) else every_n_steps
-    if window is None:
-        return int(min(_WINDOW, longest))
-    if window < 1 or window % 1 or window > longest:
-        raise ValueError(f"Expected window to be a whole number of steps from 1 to every_n_steps, got {window}.")
-    return window
 
 
 def _readings(

@@ -10,7 +10,7 @@ __all__ = ["Stopwatch"]
 
 
 class Stopwatch:
-    """Adds up the wall time spent inside ``with stopwatch:`` blocks.
+    """Adds up the wall time spent inside ``with stopwatch:`` blocks. A block inside a block is part of it.
 
     Example:
         >>> stopwatch = Stopwatch()
@@ -28,11 +28,17 @@ class Stopwatch:
         self._began = self._entered = time.perf_counter()
         self._all_reports = self._this_report = 0.0
         self._told = False
+        self._depth = 0
 
     def __enter__(self) -> None:
-        self._entered = time.perf_counter()
+        self._depth += 1
+        if self._depth == 1:
+            self._entered = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         elapsed = time.perf_counter() - self._entered
         self._all_reports += elapsed
         # What follows the telling, the writing, counts in the total alone.

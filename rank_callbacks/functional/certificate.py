@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ __all__ = [
     "sgd_rank_bound",
 ]
 
+# 512 KiB in float64.
+_NUMBERS_AT_ONCE = 2**16
 # Of Σ‖δ_i‖‖z_i‖, what mixed precision may round a gradient by.
 _ROUNDING = 1e-2
 
@@ -94,20 +97,20 @@ def rank_collapse_certificates(
     """
     if weight_decay < 0:
         raise ValueError(f"Expected weight_decay from 0, got {weight_decay}.")
-    wide, slope = weight.detach().double(), gradient.detach().double()
     means = class_mean_gradient(inputs, deltas, steps)
-    within = torch.linalg.matrix_norm(slope - means)
-    residual = torch.linalg.matrix_norm(slope + weight_decay * wide)
+    squares = means.new_zeros(4)
+    for wide, slope, mean in _row_parts(weight, gradient, means):
+        penalty = weight_decay * wide
+        parts = (slope - mean, slope + penalty, penalty + mean, wide)
+        squares += torch.stack([part.flatten().dot(part.flatten()) for part in parts])
+    within, residual, joint, norm = squares.sqrt()
     most_within = (inputs.variations.sum() * deltas.variations.sum()).sqrt() / steps
     rounding = _ROUNDING * (_energy(inputs) * _energy(deltas)).sqrt() / steps
     most_within = torch.where(within <= most_within + rounding, torch.maximum(most_within, within), torch.nan)
-    decay = wide.new_tensor(weight_decay)
-    return RankCollapseCertificates(
-        joint=torch.linalg.matrix_norm(weight_decay * wide + means) / decay,
-        sharp=(within + residual) / decay,
-        loose=(most_within + residual) / decay,
-        stationarity_residual=residual / (decay * torch.linalg.matrix_norm(wide)),
-    )
+    times_decay = torch.stack([joint, within + residual, most_within + residual, residual / norm])
+    if not weight_decay:
+        times_decay += torch.inf  # a gradient of 0 bounds nothing either
+    return RankCollapseCertificates(*(times_decay / weight_decay))
 
 
 def class_mean_alignment(weight: Tensor, means: Tensor) -> Tensor:
@@ -119,8 +122,8 @@ def class_mean_alignment(weight: Tensor, means: Tensor) -> Tensor:
         weight: W, shape ``(m, n)``.
         means: M, of ``class_mean_gradient``.
     """
-    wide = weight.detach().double()
-    return -(wide * means).sum() / (torch.linalg.matrix_norm(wide) * torch.linalg.matrix_norm(means))
+    product, *squares = _products(weight, means)
+    return -product / (squares[0] * squares[1]).sqrt()
 
 
 def alignment_bound(weight: Tensor, means: Tensor) -> Tensor:
@@ -133,10 +136,23 @@ def alignment_bound(weight: Tensor, means: Tensor) -> Tensor:
         weight: W, shape ``(m, n)``.
         means: M, of ``class_mean_gradient``.
     """
-    wide = weight.detach().double()
-    square = means.square().sum()
-    multiple = torch.where(square > 0, (wide * means).sum() / square, 0)
-    return torch.linalg.matrix_norm(wide - multiple * means)
+    product, _, square = _products(weight, means)
+    multiple = torch.where(square > 0, product / square, 0)
+    apart = (wide - multiple * mean for wide, mean in _row_parts(weight, means))
+    return torch.stack([torch.linalg.matrix_norm(part) for part in apart]).norm()
+
+
+def _products(weight: Tensor, means: Tensor) -> Tensor:
+    """⟨W, M⟩, ‖W‖² and ‖M‖²."""
+    pairs = ((wide.flatten(), mean.flatten()) for wide, mean in _row_parts(weight, means))
+    return torch.stack([torch.stack([one.dot(two), one.dot(one), two.dot(two)]) for one, two in pairs]).sum(0)
+
+
+def _row_parts(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all matrices, in float64, as many at once as stay in a core's cache."""
+    rows = max(1, _NUMBERS_AT_ONCE // matrices[0].shape[1])
+    for parts in zip(*(matrix.detach().split(rows) for matrix in matrices), strict=True):
+        yield tuple(part.double() for part in parts)
 
 
 def _energy(moments: ClassMoments) -> Tensor:

@@ -117,18 +117,22 @@ def merged_moments(one: ClassMoments, other: ClassMoments) -> ClassMoments:
         Algorithms for computing the sample variance (Chan, Golub and LeVeque, 1983),
         https://doi.org/10.1080/00031305.1983.10483115
     """
-    counts = one.counts + other.counts
-    share = other.counts / counts.clamp_min(torch.finfo(torch.float64).tiny)
-    # Where one side has no samples its mean is no place to measure a distance from.
-    both = one.seen & other.seen
-    apart = torch.where(both[:, None], other.means - one.means, 0)
-    means = torch.where(one.seen[:, None], one.means + share[:, None] * apart, other.means)
-    pull = one.counts * share
-    variations = one.variations + other.variations + pull * apart.square().sum(1)
-    if one.scatter is None or other.scatter is None:
-        return ClassMoments(counts, means, variations)
-    steps = apart[both] * pull[both, None].sqrt()
-    return ClassMoments(counts, means, variations, (one.scatter + other.scatter).addmm_(steps.mT, steps))
+    # A batch may hold few of many classes.
+    seen = other.seen.nonzero().flatten()
+    before, added = one.counts[seen], other.counts[seen]
+    share = added / (before + added)
+    # Where a side has no samples its mean is no place to measure a distance from.
+    apart = torch.where((before > 0)[:, None], other.means[seen] - one.means[seen], 0)
+    means = torch.where((before > 0)[:, None], one.means[seen] + share[:, None] * apart, other.means[seen])
+    pull = before * share
+    variations = one.variations[seen] + other.variations[seen] + pull * apart.square().sum(1)
+    union = ClassMoments(
+        one.counts + other.counts, one.means.index_copy(0, seen, means), one.variations.index_copy(0, seen, variations)
+    )
+    if one.scatter is None or other.scatter is None or one.basis is not None or other.basis is not None:
+        return union
+    steps = apart * pull[:, None].sqrt()
+    return union._replace(scatter=(one.scatter + other.scatter).addmm_(steps.mT, steps))
 
 
 def contrast_basis(means: Tensor) -> Tensor:
@@ -149,11 +153,10 @@ def _of_rows(
     check_classes(num_classes)
     rows = features.detach().reshape(-1, features.shape[-1])
     pairs = labelled_rows(labels, num_classes, len(rows), ignore_index)
-    rows = pairs.of(rows)
-    if len(rows) == 0:
+    if len(pairs.classes) == 0:
         return no_moments(num_classes, rows.shape[1], scatter, rows.device)
     # A common mean, however large, costs no digits of what is measured from one of the rows.
-    origin = rows[0].double()
+    origin = pairs.of(rows, slice(1))[0].double()
     counts, offsets = _counts_and_offsets(rows, origin, pairs, num_classes)
     seen = counts > 0
     basis = contrast_basis(offsets[seen]) if scatter and in_contrasts else None
@@ -165,12 +168,12 @@ def _counts_and_offsets(rows: Tensor, origin: Tensor, pairs: LabelledRows, num_c
     """How many rows a class has, and how far its mean lies from ``origin``."""
     sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
     counts = sums.new_zeros(num_classes)
-    for part in _parts(rows):
-        shifted = rows[part].double() - origin
+    for part in _parts(pairs, rows.shape[1]):
+        shifted = pairs.of(rows, part).double() - origin
         if pairs.weights is not None:
             shifted *= pairs.weights[part, None]
         sums.index_add_(0, pairs.classes[part], shifted)
-    ones = sums.new_ones(len(rows))
+    ones = sums.new_ones(len(pairs.classes))
     counts.index_add_(0, pairs.classes, ones if pairs.weights is None else pairs.weights)
     return counts, sums / counts.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
 
@@ -182,8 +185,8 @@ def _variations(
     width = means.shape[1] if basis is None else basis.shape[1]
     square = means.new_zeros(width, width) if scatter else None
     variations = means.new_zeros(len(means))
-    for part in _parts(rows):
-        centred = rows[part].double() - means[pairs.classes[part]]
+    for part in _parts(pairs, rows.shape[1]):
+        centred = pairs.of(rows, part).double() - means[pairs.classes[part]]
         if pairs.weights is not None:
             centred *= pairs.weights[part, None].sqrt()
         variations.index_add_(0, pairs.classes[part], torch.linalg.vector_norm(centred, dim=1).square())
@@ -193,6 +196,6 @@ def _variations(
     return variations, square
 
 
-def _parts(rows: Tensor) -> list[slice]:
-    step = max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))
-    return [slice(start, start + step) for start in range(0, len(rows), step)]
+def _parts(pairs: LabelledRows, width: int) -> list[slice]:
+    step = max(1, _NUMBERS_AT_ONCE // max(1, width))
+    return [slice(start, start + step) for start in range(0, len(pairs.classes), step)]

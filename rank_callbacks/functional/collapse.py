@@ -308,7 +308,7 @@ def nearest_center_mismatch(features: Tensor, predictions: Tensor, centers: Tens
     near, far = rows - origin, centers.double() - origin
     scores = 2 * near @ far.mT - far.square().sum(1)
     nearest = torch.where(known, scores, -torch.inf).argmax(1)
-    agree = (nearest == predictions.flatten()) & rows.isfinite().all(1)
+    agree = (nearest == predictions.flatten()) & known[nearest] & rows.isfinite().all(1)
     return 1 - agree.double().mean()
 
 
@@ -326,10 +326,10 @@ def class_distance_normalized_variance(moments: ClassMoments) -> Tensor:
     """
     seen = moments.seen
     variances = moments.variations[seen] / moments.counts[seen]
-    squares = _squared_distances(moments.means[seen])
-    first, second = torch.triu_indices(len(squares), len(squares), offset=1, device=squares.device)
+    first, second = torch.triu_indices(len(variances), len(variances), offset=1, device=variances.device)
+    squares = torch.pdist(moments.means[seen]).square()  # of the same pairs
     # The mean over no pairs is NaN.
-    return ((variances[first] + variances[second]) / (2 * squares[first, second])).mean()
+    return ((variances[first] + variances[second]) / (2 * squares)).mean()
 
 
 def minority_collapse(classifier: Tensor, minority: Tensor) -> Tensor:
@@ -354,14 +354,26 @@ def _trace_against(moments: ClassMoments, weights: Tensor, mean_weights: Tensor)
         raise ValueError("Expected moments with their within-class scatter, got none: ask for it by scatter=True.")
     if moments.seen.sum() < 2:
         return _nan(moments.means)
-    contrasts = contrast_basis(moments.means[moments.seen])
-    between = (_centred(moments.means, mean_weights) * weights.sqrt()[:, None])[moments.seen] @ contrasts
-    inward = contrasts if moments.basis is None else moments.basis.mT @ contrasts
-    within = inward.mT @ moments.scatter @ inward / moments.counts.sum()
+    within, contrasts = moments.scatter / moments.counts.sum(), moments.basis
+    between = (_centred(moments.means, mean_weights) * weights.sqrt()[:, None])[moments.seen]
+    if contrasts is None and len(between) <= between.shape[1]:
+        contrasts = contrast_basis(moments.means[moments.seen])
+        within = contrasts.mT @ within @ contrasts
+    between = between if contrasts is None else between @ contrasts
     if not (within.isfinite().all() and between.isfinite().all()):
         return _nan(within)
+    return _trace_of_quotient(within, between, max(moments.means.shape) * torch.finfo(torch.float64).eps)
+
+
+def _trace_of_quotient(within: Tensor, between: Tensor, rtol: float) -> Tensor:
+    """tr(W (BᵀB)⁺), singular values of B below ``rtol`` of the largest counting as 0; ∞ for B = 0."""
+    # BᵀB = RᵀR. Where the Frobenius norms of R and its inverse say that all singular values count, there is no need of them.
+    triangle = torch.linalg.qr(between, mode="r").R
+    inverse = torch.linalg.solve_triangular(triangle, torch.eye(len(triangle)).to(triangle), upper=True)
+    if rtol * torch.linalg.matrix_norm(triangle) * torch.linalg.matrix_norm(inverse) < 1:
+        return ((within @ inverse) * inverse).sum()
     _, roots, directions = torch.linalg.svd(between, full_matrices=False)
-    kept = roots > max(moments.means.shape) * torch.finfo(torch.float64).eps * roots[0]
+    kept = roots > rtol * roots[0]
     if not kept.any():
         return within.trace() / 0
     along = ((directions[kept] @ within) * directions[kept]).sum(1)
@@ -405,10 +417,6 @@ def _pairwise_cosines(vectors: Tensor) -> Tensor:
     unit = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     first, second = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
     return (unit @ unit.mT)[first, second]
-
-
-def _squared_distances(points: Tensor) -> Tensor:
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def _nan_below_two(moments: ClassMoments, value: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ class LabelledRows(NamedTuple):
     classes: Tensor
     weights: Tensor | None
 
-    def of(self, rows: Tensor) -> Tensor:
-        """Those of ``rows`` that have a label, once for each of their classes."""
-        return rows if self.rows is None else rows[self.rows]
+    def of(self, rows: Tensor, part: slice = slice(None)) -> Tensor:
+        """Those of ``rows`` that have a label, once for each of their classes, or a part of these."""
+        return rows[part] if self.rows is None else rows[self.rows[part]]
 
 
 def labelled_rows(labels: Tensor, num_classes: int, rows: int, ignore_index: int | None = None) -> LabelledRows:
@@ -54,10 +54,10 @@ def labelled_rows(labels: Tensor, num_classes: int, rows: int, ignore_index: int
         >>> labelled_rows(torch.tensor([[0.5, 0.5, 0.0]]), num_classes=3, rows=1).classes
         tensor([0, 1])
     """
-    if labels.numel() == rows:
-        return _of_classes(labels.flatten(), num_classes, ignore_index)
     if labels.dim() > 1 and labels.shape[-1] == num_classes and labels.numel() == rows * num_classes:
         return _of_weights(labels.detach().reshape(rows, num_classes).double())
+    if labels.numel() == rows:
+        return _of_classes(labels.flatten(), num_classes, ignore_index)
     raise ValueError(
         f"Expected a label for each of {rows} rows, or labels of shape ({rows}, {num_classes}), "
         f"got shape {tuple(labels.shape)}."

@@ -55,7 +55,7 @@ class FeatureCapture:
     def _on_layer(self, name: str, module: nn.Module, args: object, output: Any) -> None:  # ruff: ignore[any-type]
         features = _first_tensor(output)
         if features is not None:
-            self._features[name] = features.detach()
+            self._features[name] = features.detach().clone()  # what follows may work in place
 
     def _on_classifier(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         self._features[PENULTIMATE] = (args[0] if args else kwargs["input"]).detach()
@@ -132,7 +132,7 @@ def feature_rows(features: Tensor, samples: int, maps: str) -> Tensor:
     if features.dim() > 2 and features.shape[0] != samples == features.shape[1]:
         features = features.transpose(0, 1)
     if features.dim() < 3:
-        return features.reshape(features.shape[0], -1)
+        return features[:, None] if features.dim() == 1 else features
     if maps == "projection":
         flat = features.flatten(1)
         return flat @ _projection(flat) if flat.shape[1] > _PROJECTED_FEATURES else flat

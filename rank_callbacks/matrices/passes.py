@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -68,14 +69,18 @@ class PassHooks:
             if isinstance(module, nn.MultiheadAttention):
                 own += [by_parameter[id(p)] for p in module.out_proj.parameters() if id(p) in by_parameter]
             if own and _is_known(module):
-                on_forward = self._on_products if isinstance(module, _PRODUCTS_INSIDE) else self._on_forward
-                self._handles.append(module.register_forward_hook(partial(on_forward, own), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(partial(self._hook(module), own), with_kwargs=True))
 
     def close(self) -> None:
         """Remove every hook, also those that wait for a gradient."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _hook(self, module: nn.Module) -> Callable[..., None]:
+        if isinstance(module, nn.RNNBase):
+            return self._on_recurrent
+        return self._on_products if isinstance(module, _PRODUCTS_INSIDE) else self._on_forward
 
     def _on_forward(
         self,
@@ -101,22 +106,78 @@ class PassHooks:
         kwargs: dict[str, Any],
         output: Any,  # ruff: ignore[any-type]
     ) -> None:
+        if _saved_to_be_read_once():
+            return
         first = output[0] if isinstance(output, tuple) else output
         given = [tensor for value in (*args, *kwargs.values()) for tensor in (value if isinstance(value, tuple) else (value,))]
         tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
-        samples = _samples(module, tensors[0])
+        stop = {tensor.grad_fn for tensor in tensors}
+        self._handles += self._hook_products(weights, module, first.grad_fn, tensors[0], stop)
+
+    def _hook_products(
+        self,
+        weights: list[TrainableWeight],
+        module: nn.Module,
+        start: Any,  # ruff: ignore[any-type] - a node of autograd's graph
+        given: Tensor,
+        stop: set[Any],
+    ) -> list[RemovableHandle]:
+        samples, handles = _samples(module, given), []
         for weight in weights:
-            for node, part in _products(first.grad_fn, weight.parameter, {tensor.grad_fn for tensor in tensors}):
-                self._handles.append(node.register_prehook(partial(self._on_product, weight, module, (node, part, samples))))
+            for node, part in _products(start, weight.parameter, stop):
+                # Not the node itself: it would hold its own hook, and with it the graph, until Python looks for cycles.
+                inputs = (node._saved_mat1 if node.name() == "AddmmBackward0" else node._saved_self).detach()
+                handles.append(node.register_prehook(partial(self._on_product, weight, module, (inputs, part, samples))))
+        return handles
+
+    def _on_recurrent(
+        self,
+        weights: list[TrainableWeight],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: tuple[Any, Any],
+    ) -> None:
+        by_name = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+        outputs = _recurrent_outputs(output)
+        if isinstance(by_name["input"], Tensor) and any(tensor.requires_grad for tensor in outputs):
+            given = [_detached(by_name.get(name)) for name in ("input", "hx")]
+            handle: list[RemovableHandle] = []
+            on_gradients = partial(self._on_recurrent_gradients, weights, module, given, handle)
+            handle.append(torch.autograd.graph.register_multi_grad_hook(outputs, on_gradients))
+            self._handles += handle
+
+    def _on_recurrent_gradients(
+        self,
+        weights: list[TrainableWeight],
+        module: nn.Module,
+        given: list[Any],
+        handle: list[RemovableHandle],
+        gradients: Sequence[Tensor | None],
+    ) -> None:
+        """Run the layer again, step by step: the fused kernels of cuDNN and oneDNN do not show what passes."""
+        handle[0].remove()  # a hook on several tensors holds the graph that holds it
+        parameters = [weight.parameter for weight in weights]
+        slow = torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False)
+        with warnings.catch_warnings(), slow[0], slow[1], torch.enable_grad():
+            warnings.simplefilter("ignore")
+            outputs = _recurrent_outputs(type(module).forward(module, *given))
+            pairs = zip(outputs, gradients, strict=True)
+            total = torch.stack(
+                [(output * delta.to(output.dtype)).sum() for output, delta in pairs if delta is not None]
+            ).sum()
+            hooks = self._hook_products(weights, module, total.grad_fn, given[0], set())
+            torch.autograd.grad(total, parameters, allow_unused=True)
+        for hook in hooks:
+            hook.remove()
 
     @torch.no_grad()
     def _on_product(
-        self, weight: TrainableWeight, module: nn.Module, product: tuple[Any, int, int], deltas: tuple[Tensor, ...]
+        self, weight: TrainableWeight, module: nn.Module, product: tuple[Tensor, int, int], deltas: tuple[Tensor, ...]
     ) -> None:
-        node, part, samples = product
-        inputs = node._saved_mat1 if hasattr(node, "_saved_mat1") else node._saved_self
+        inputs, part, samples = product
         # Torch lays the rows of attention out by token, then by sample.
-        inputs, outputs = (rows.detach().unflatten(0, (-1, samples)) for rows in (inputs, deltas[0]))
+        inputs, outputs = (rows.unflatten(0, (-1, samples)) for rows in (inputs, deltas[0].detach()))
         first_row = part * (weight.parameter.shape[0] // 3)
         self._reduce(Pass(weight, module, inputs, outputs, batch_dim=1, first_row=first_row))
 
@@ -128,6 +189,8 @@ def no_passes(weight: TrainableWeight) -> str | None:
         return None
     if isinstance(module, _CONVOLUTIONS):
         return "it is a convolution in groups, or with borders that are not zeros"
+    if isinstance(module, nn.RNNBase):
+        return "it has dropout between its layers, which cannot be drawn again"
     return f"what passes through a {type(module).__name__} cannot be seen"
 
 
@@ -138,11 +201,31 @@ def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         # A subclass that computes something else, with a mask on its weight say, has another gradient.
         return type(module).forward is nn.Linear.forward
+    if isinstance(module, nn.RNNBase):
+        return module.num_layers == 1 or not module.dropout
     return isinstance(module, _PRODUCTS_INSIDE) or is_transposed_linear(module)
 
 
+def _saved_to_be_read_once() -> bool:
+    """Whether activations are being checkpointed without reentrance: nothing but the backward pass may read what is saved."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
+def _recurrent_outputs(output: tuple[Tensor, Any]) -> list[Tensor]:
+    """The outputs of all steps, and the states after the last."""
+    states = output[1] if isinstance(output[1], tuple) else (output[1],)
+    return [output[0], *states]
+
+
+def _detached(value: Any) -> Any:  # ruff: ignore[any-type] - a tensor, a pair of them or None
+    if isinstance(value, tuple):
+        return tuple(tensor.detach() for tensor in value)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _samples(module: nn.Module, inputs: Tensor) -> int:
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         return inputs.shape[0 if module.batch_first else 1] if inputs.dim() == 3 else 1
     return inputs.shape[0] if inputs.dim() == 2 else 1
 
