@@ -1,11 +1,13 @@
 import pickle
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_callbacks.callbacks import every, log_spaced
+from rank_callbacks.callbacks.schedule import Windows
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
@@ -62,3 +64,79 @@ def test_schedules_are_values(schedule: every | log_spaced) -> None:
     copy = pickle.loads(pickle.dumps(schedule))
     assert copy == schedule
     assert hash(copy) == hash(schedule)
+
+
+def run(windows: Windows, steps: int, batches: int = 1) -> list[tuple[int, int]]:
+    """The first and last step of each window, as a monitor goes through them: none is opened within another."""
+    found, first = [], None
+    for step in range(steps):
+        for batch in range(batches):
+            if first is None and windows.begin(step):
+                first = step
+            if first is not None and batch == batches - 1 and windows.end(step):
+                found.append((first, step))
+                first = None
+    return found
+
+
+class TestWindows:
+    @pytest.mark.parametrize("batches", [1, 3])
+    @pytest.mark.parametrize(
+        ("every_n_steps", "length", "windows"),
+        [
+            pytest.param(1, None, [(s, s) for s in range(30)], id="every step"),
+            pytest.param(4, 1, [(s, s) for s in range(0, 30, 4)], id="of one step"),
+            pytest.param(4, 3, [(s - 2, s) for s in range(4, 30, 4)], id="of three steps"),
+            pytest.param(4, 4, [(s - 3, s) for s in range(4, 30, 4)], id="one after the other"),
+            pytest.param(10, None, [(3, 10), (13, 20)], id="of eight by default"),
+            pytest.param(5, None, [(s - 4, s) for s in range(5, 30, 5)], id="or of as many as there are"),
+            pytest.param(lambda step: step in {2, 9, 20}, None, [(2, 9), (13, 20)], id="function"),
+            pytest.param(lambda step: step in {2, 9, 11, 20}, 3, [(0, 2), (7, 9), (18, 20)], id="overlap is left out"),
+            pytest.param(log_spaced(1), 2, [(0, 1), (9, 10)], id="log-spaced"),
+        ],
+    )
+    def test_windows_end_on_schedule(self, every_n_steps: Any, length: int | None, windows: Any, batches: int) -> None:
+        assert run(Windows(every_n_steps, length), 30, batches) == windows
+
+    def test_begins_once_a_step(self) -> None:
+        """However many batches accumulate in it."""
+        windows = Windows(2, 1)
+        assert [windows.begin(step) for step in (0, 0, 0, 1, 1, 2, 2)] == [True, False, False, False, False, True, False]
+
+    def test_does_not_end_before_it_has_begun(self) -> None:
+        windows = Windows(2, 1)
+        assert not any(windows.end(step) for step in range(10))
+        windows.begin(2)
+        assert windows.end(2)
+        windows.restart()
+        assert not windows.end(2)
+
+    def test_ends_late_rather_than_not_at_all(self) -> None:
+        """Where a step is left out."""
+        windows = Windows(4, 2)
+        assert windows.begin(3)
+        assert [windows.end(step) for step in (3, 5)] == [False, True]
+
+    def test_restart_forgets_the_step(self) -> None:
+        windows = Windows(1)
+        assert [windows.begin(0), windows.begin(0)] == [True, False]
+        windows.restart()
+        assert windows.begin(0)
+
+    @pytest.mark.parametrize("length", [0, -1, 1.5, 5])
+    def test_length_must_fit(self, length: float) -> None:
+        with pytest.raises(ValueError, match=f"window to be a whole number of steps from 1 to every_n_steps, got {length}"):
+            Windows(4, length)
+
+    def test_any_length_fits_a_function(self) -> None:
+        assert Windows(lambda step: True, 1000).length == 1000
+        assert Windows(log_spaced()).length == 8
+
+    @pytest.mark.parametrize("every_n_steps", [0, -3, 2.5])
+    def test_schedule_must_be_one(self, every_n_steps: float) -> None:
+        with pytest.raises(ValueError, match=f"every_n_steps to be a whole number from 1, got {every_n_steps}"):
+            Windows(every_n_steps)
+
+    def test_pickle(self) -> None:
+        windows = pickle.loads(pickle.dumps(Windows(4, 3)))
+        assert run(windows, 10) == [(2, 4), (6, 8)]
