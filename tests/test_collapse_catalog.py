@@ -3,7 +3,7 @@ import re
 import pytest
 
 from rank_callbacks import functional
-from rank_callbacks.callbacks import neural_collapse, rank_collapse
+from rank_callbacks.callbacks import collapse_readings, neural_collapse, rank_collapse
 from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE, RANK_COLLAPSE
 
 # Elsewhere a reading has the name of its function.
@@ -13,7 +13,7 @@ every_row = pytest.mark.parametrize("row", [*NEURAL_COLLAPSE.values(), *RANK_COL
 
 
 def test_every_reading_of_neural_collapse_has_a_row():
-    assert set(NEURAL_COLLAPSE) == {*neural_collapse._MEASURES, "samples_per_class"}
+    assert set(NEURAL_COLLAPSE) == {*collapse_readings.MEASURES, "samples_per_class"}
 
 
 @pytest.mark.parametrize("row", NEURAL_COLLAPSE.values(), ids=list(NEURAL_COLLAPSE))

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import gradient_rank_bounds, gradient_ranks, mnist_weight_decay
+from examples import gradient_rank_bounds, gradient_ranks, mnist_weight_decay, neural_rank_collapse, sgd_weight_decay_rank
 from examples.gradient_rank_bounds import Figures, Ranks, auto_encoder, leaky_auto_encoder, recurrent_auto_encoder, threshold
+from examples.neural_rank_collapse import CLUSTERS, ROUNDING, Networks, Reading
+from examples.sgd_weight_decay_rank import Setting
 from rank_callbacks.functional import fully_connected_gradient_bounds, recurrent_gradient_bounds
 
 
@@ -138,6 +140,95 @@ def test_the_demo_trains_prints_and_logs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(mnist_weight_decay, "WEIGHT_DECAYS", (0.0, 1e-2))
     call(mnist_weight_decay.main, monkeypatch, "--epochs", "1", "--folder", str(tmp_path / "runs"))
     printed = capsys.readouterr().out
-    assert "Weights after training" in printed
+    assert "After training, by weight decay" in printed
     assert "hidden4" in printed
     assert len(list((tmp_path / "runs").glob("weight_decay=*/events*"))) == 2
+
+
+# Rank collapse
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    networks = Networks()
+    for _ in range(50):
+        networks.step()
+    return networks
+
+
+def test_the_passes_by_hand_are_those_of_autograd(networks: Networks):
+    weights = [weight.clone().requires_grad_() for weight in networks.weights]
+    features = networks.points.expand(len(weights[0]), -1, -1)
+    for weight, bias in zip(weights, networks.biases, strict=True):
+        outputs = features @ weight.mT + bias
+        features = outputs.tanh()
+    labels = networks.labels.expand(len(outputs), -1)
+    torch.nn.functional.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+    for weight, passed in zip(weights, networks.passes(), strict=True):
+        torch.testing.assert_close(passed.deltas.mT @ passed.inputs, weight.grad)
+
+
+def test_no_network_on_the_clusters_breaks_a_bound(networks: Networks):
+    readings = networks.readings()
+    assert len(readings) == 6 * 4
+    assert [reading for reading in readings if reading.broken(ROUNDING["clusters"])] == []
+    weight = networks.weights[1][0]
+    assert readings[1].distance == pytest.approx(float(torch.linalg.svdvals(weight)[CLUSTERS:].square().sum().sqrt()))
+
+
+@pytest.mark.slow
+def test_the_clusters_bring_every_layer_to_their_number():
+    readings = neural_rank_collapse.clusters()
+    assert [reading for reading in readings if reading.broken(ROUNDING["clusters"])] == []
+    ranks = [reading.rank for reading in readings]
+    assert ranks[:4] == [10, 16, 16, 3]
+    assert max(ranks[-4:]) <= CLUSTERS
+    assert max(reading.distance for reading in readings[-4:]) < 1e-9
+
+
+def test_a_distance_beyond_a_bound_is_found():
+    sound = Reading(0.1, "1", 3, 1.0, 0.5, 1.0, 0.5, aligned=1.0, joint=1.0, sharp=2.0, loose=3.0, residual=0.1)
+    broken = [sound._replace(aligned=0.9), sound._replace(joint=0.9), sound._replace(sharp=0.9), sound._replace(loose=1.9)]
+    assert not sound.broken(1e-12)
+    assert [reading.broken(1e-12) for reading in broken] == [True] * 4
+
+
+def test_ties_share_their_place_in_a_rank_correlation():
+    assert neural_rank_collapse.rank_correlation([1, 2, 3], [4, 5, 60]) == pytest.approx(1)
+    assert neural_rank_collapse.rank_correlation([1, 2, 3, 4], [0, 0, -1, -1]) == pytest.approx(-2 / 5**0.5)
+
+
+def test_neural_rank_collapse_trains_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(neural_rank_collapse, "WEIGHT_DECAYS", (0.0, 1e-2))
+    call(neural_rank_collapse.main, monkeypatch, "--quick", "--folder", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "in 24 of 24 rows" in printed
+    assert "in 10 of 10 rows" in printed
+    assert (tmp_path / "neural_rank_collapse.html").stat().st_size > 100_000
+    assert len(list(tmp_path.glob("weight_decay=*/metrics.csv"))) == 2
+
+
+def test_sgd_weight_decay_rank_trains_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sgd_weight_decay_rank, "LEARNING_RATES", (0.2,))
+    monkeypatch.setattr(sgd_weight_decay_rank, "WEIGHT_DECAYS", (0.0, 4e-3))
+    monkeypatch.setattr(sgd_weight_decay_rank, "BATCH_SIZES", (16, 128))
+    call(sgd_weight_decay_rank.main, monkeypatch, "--quick", "--folder", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert printed.count("By ") == 4
+    assert (tmp_path / "sgd_weight_decay_rank.html").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_learning_rate_weight_decay_and_more_steps_lower_the_rank():
+    steps = sgd_weight_decay_rank.steps_of(20, batch_size=16)
+    middle = sgd_weight_decay_rank.train(Setting(learning_rate=0.4, steps=steps))
+    slower = sgd_weight_decay_rank.train(middle.setting._replace(learning_rate=0.05))
+    free = sgd_weight_decay_rank.train(middle.setting._replace(weight_decay=0.0))
+    larger = middle.setting._replace(batch_size=128, steps=sgd_weight_decay_rank.steps_of(20, batch_size=128))
+    assert middle.accuracy > 0.9
+    assert middle.rank < 90 < min(slower.rank, free.rank, sgd_weight_decay_rank.train(larger).rank)
+    assert middle.rank <= middle.bound

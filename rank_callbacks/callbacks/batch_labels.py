@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Labels", "labels_of", "labels_of_rows"]
+from rank_callbacks.functional.labels import labelled_rows
+
+__all__ = ["Labels", "check_labels", "labels_of", "labels_of_rows"]
 
 Labels: TypeAlias = "str | Callable[[Any], Tensor] | None"
 
@@ -36,6 +38,16 @@ def labels_of(batch: Any, labels: Labels = None) -> Tensor:  # ruff: ignore[any-
             "Name the labels by labels='key' for a dict, or by labels=lambda batch: ..."
         )
     return found
+
+
+def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """Refuse labels that are no classes from 0 to K−1, before any training is paid for.
+
+    Raises:
+        ValueError: See ``labelled_rows``.
+    """
+    is_soft = labels.is_floating_point() and labels.dim() > 1
+    labelled_rows(labels, num_classes, labels.numel() // labels.shape[-1] if is_soft else labels.numel(), ignore_index)
 
 
 def labels_of_rows(shape: Sequence[int], labels: Tensor, batch_dim: int | None = None) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -13,6 +13,12 @@ from torch.optim import Optimizer
 
 from rank_callbacks import functional
 from rank_callbacks.callbacks.batch_labels import Labels, labels_of, labels_of_rows
+from rank_callbacks.callbacks.collapse_readings import (
+    DEFAULT_MEASURES,
+    MEASURES,
+    readings_of_classifier,
+    readings_of_moments,
+)
 from rank_callbacks.callbacks.feature_moments import FeatureMoments, over_processes
 from rank_callbacks.callbacks.lightning import Callback, step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
@@ -34,39 +40,6 @@ from rank_callbacks.matrices.parameters import weight_matrices
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["NeuralCollapseMonitor"]
-
-_OfMoments: TypeAlias = "Callable[[ClassMoments], Tensor]"
-_OF_MOMENTS: dict[str, _OfMoments] = {
-    name: getattr(functional, name)
-    for name in (
-        "nc1_pinv",
-        "nc1_quotient",
-        "nc1_svds",
-        "nc1_pinv_sample_mean",
-        "nc1_fuzziness",
-        "class_mean_equinorm",
-        "class_mean_equiangularity",
-        "class_distance_normalized_variance",
-        "total_cluster_variation",
-        "cluster_variation_ratio",
-    )
-}
-_OF_CLASSIFIER = (
-    "self_duality",
-    "self_duality_zhu",
-    "classifier_equinorm",
-    "classifier_equiangularity",
-    "minority_collapse",
-    "nearest_center_mismatch",
-)
-_MEASURES = (*_OF_MOMENTS, *_OF_CLASSIFIER)
-_VARIANTS = {"nc1_svds", "nc1_pinv_sample_mean", "nc1_fuzziness", "self_duality_zhu"}
-# One sample a class has no spread, whatever the class.
-_NEED_TWO_SAMPLES = {name for name in _MEASURES if name.startswith("nc1_")} | {
-    "class_distance_normalized_variance",
-    "total_cluster_variation",
-    "cluster_variation_ratio",
-}
 
 
 class NeuralCollapseMonitor(Callback):
@@ -130,12 +103,14 @@ class NeuralCollapseMonitor(Callback):
         labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
         ignore_index: A label that means none.
         minority: Classes of ``minority_collapse``; None for those with at most half the samples of the largest.
+        group: First part of the tags: two monitors of one training, of training and of validation data, need two.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
 
     Raises:
         ValueError: If ``num_classes`` is below 2 or an argument is not one of the above; when fitting or validation starts if
             the classifier is not found, a pattern matches nothing or the model is sharded; and at a batch whose labels are
-            missing, do not fit or are not from 0 to K−1, or whose features have another width.
+            missing, do not fit or are not from 0 to K−1, or whose features have another width; and if two monitors of one
+            training have the same ``group``.
 
     Reference:
         Prevalence of neural collapse (Papyan, Han and Donoho, 2020), https://arxiv.org/abs/2008.08186
@@ -157,6 +132,7 @@ class NeuralCollapseMonitor(Callback):
         labels: str | Callable[[Any], Tensor] | None = None,
         ignore_index: int | None = None,
         minority: Sequence[int] | None = None,
+        group: str = "neural_collapse",
         scalars: Literal["auto", "all"] = "auto",
     ) -> None:
         super().__init__()
@@ -172,19 +148,20 @@ class NeuralCollapseMonitor(Callback):
         if minority is not None and not set(minority) <= set(range(num_classes)):
             raise ValueError(f"Expected minority to hold classes from 0 to {num_classes - 1}, got {list(minority)}.")
         for measure in measures or ():
-            if measure not in _MEASURES:
-                raise ValueError(f"Expected the name of a measure, got {measure!r}. Choose from {', '.join(_MEASURES)}.")
+            if measure not in MEASURES:
+                raise ValueError(f"Expected the name of a measure, got {measure!r}. Choose from {', '.join(MEASURES)}.")
         self.num_classes = num_classes
         self.layers = layers
         # A loader is looked at in one step.
         self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
         self.data = data
-        self.measures = [name for name in _MEASURES if name not in _VARIANTS] if measures is None else list(measures)
+        self.measures = DEFAULT_MEASURES if measures is None else list(measures)
         self.classifier = classifier
         self.maps = maps
         self.labels: Labels = labels
         self.ignore_index = ignore_index
         self.minority = minority
+        self.group = group
         self.scalars = scalars
         self._stopwatch = Stopwatch()
         self._capture: FeatureCapture | None = None
@@ -197,6 +174,10 @@ class NeuralCollapseMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
         check_not_sharded(trainer)
+        monitors: list[Any] = getattr(trainer, "callbacks", [])
+        alike = [one for one in monitors if isinstance(one, NeuralCollapseMonitor) and one.group == self.group]
+        if len(alike) > 1:
+            raise ValueError(f"Expected each NeuralCollapseMonitor to have a group= of its own, got {self.group!r} twice.")
         self._parts(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -272,7 +253,7 @@ class NeuralCollapseMonitor(Callback):
     def _start_anew(self) -> None:
         self._warned: set[str] = set()
         self._centers: Tensor | None = None
-        self._stepped = False
+        self._stepped = self._checked = False
         self.windows.restart()
         self._close()
 
@@ -369,48 +350,28 @@ class NeuralCollapseMonitor(Callback):
             values["nearest_center_mismatch"] = {PENULTIMATE: torch.tensor(mismatches / compared, dtype=torch.float64)}
         if PENULTIMATE in moments:
             self._centers = _centers(moments[PENULTIMATE])
-        scalars = tagged("neural_collapse", values, shows_layers(self.scalars, len(moments)))
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost("neural_collapse", step), {}))
+        scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments)))
+        write_report(trainer, Report(step, scalars | self._stopwatch.cost(self.group, step), {}))
         self._close()
 
     def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:
         values: dict[str, dict[str, Tensor]] = {}
         for name, one in moments.items():
-            readings = {measure: _OF_MOMENTS[measure](one) for measure in self.measures if measure in _OF_MOMENTS}
+            readings = readings_of_moments(one, self.measures)
             if name == PENULTIMATE:
-                readings |= self._of_classifier(one, weight)
+                readings |= readings_of_classifier(one, weight, self.measures, self.minority)
             if not (one.counts > 1).any():
-                readings |= dict.fromkeys(_NEED_TWO_SAMPLES & readings.keys(), one.counts.new_tensor(torch.nan))
                 self._warn(name, f"no class has two samples at step {step}, so there is no spread to see: use a longer window")
             elif not one.variations.isfinite().all():
                 self._warn(name, f"a NaN or infinity passed through it before step {step}")
-            readings["samples_per_class"] = one.counts.min()
             for measure, value in readings.items():
                 values.setdefault(measure, {})[name] = value.cpu()
         return values
 
-    def _of_classifier(self, moments: ClassMoments, weight: Tensor) -> dict[str, Tensor]:
-        if self.minority is None:
-            minority = moments.counts <= moments.counts.max() / 2
-        else:
-            minority = torch.isin(torch.arange(self.num_classes), torch.tensor(list(self.minority))).to(weight.device)
-        readings: dict[str, Callable[[], Tensor]] = {
-            "self_duality": lambda: functional.self_duality(moments, weight),
-            "self_duality_zhu": lambda: functional.self_duality_zhu(moments, weight),
-            "classifier_equinorm": lambda: functional.equinorm(weight),
-            "classifier_equiangularity": lambda: functional.equiangularity(weight),
-            "minority_collapse": lambda: functional.minority_collapse(weight, minority),
-        }
-        if minority.sum() < 2:
-            del readings["minority_collapse"]
-        if moments.means.shape != weight.shape:  # a projection of tokens, which the classifier sees one by one
-            del readings["self_duality"], readings["self_duality_zhu"]
-        return {name: reading() for name, reading in readings.items() if name in self.measures}
-
     def _warn(self, name: str, reason: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            warnings.warn(f"neural_collapse of {name} has no reading: {reason}.", stacklevel=2)
+            warnings.warn(f"{self.group} of {name} has no reading: {reason}.", stacklevel=2)
 
 
 def _centers(moments: ClassMoments) -> Tensor:

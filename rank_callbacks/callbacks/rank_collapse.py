@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from rank_callbacks.callbacks.batch_labels import Labels, labels_of
+from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of
 from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
 from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
@@ -148,6 +148,7 @@ class RankCollapseMonitor(Callback):
         self.scalars = scalars
         self._stopwatch = Stopwatch()
         self._window: CollapseWindow | None = None
+        self._checked = False
         self._start_anew()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -166,6 +167,9 @@ class RankCollapseMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, and tell it the labels of the batch."""
         step = step_axis(trainer)
+        if isinstance(self.data, str) and not self._checked:
+            check_labels(labels_of(batch, self.labels), self.num_classes, self.ignore_index)
+            self._checked = True
         with self._stopwatch:
             if self._window is None and self.windows.begin(step):
                 self._window = self._new_window(pl_module)
@@ -213,6 +217,7 @@ class RankCollapseMonitor(Callback):
 
     def _start_anew(self) -> None:
         self._warned: set[str] = set()
+        self._checked = False
         self.windows.restart()
         self._close()
 

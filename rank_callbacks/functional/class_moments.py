@@ -160,7 +160,7 @@ def _of_rows(
     counts, offsets = _counts_and_offsets(rows, origin, pairs, num_classes)
     seen = counts > 0
     basis = contrast_basis(offsets[seen]) if scatter and in_contrasts else None
-    variations, square = _variations(rows, origin + offsets, pairs, scatter, basis)
+    variations, square = _variations(rows, origin, offsets, pairs, scatter, basis)
     return ClassMoments(counts, torch.where(seen[:, None], origin + offsets, 0), variations, square, basis)
 
 
@@ -179,14 +179,14 @@ def _counts_and_offsets(rows: Tensor, origin: Tensor, pairs: LabelledRows, num_c
 
 
 def _variations(
-    rows: Tensor, means: Tensor, pairs: LabelledRows, scatter: bool, basis: Tensor | None
+    rows: Tensor, origin: Tensor, offsets: Tensor, pairs: LabelledRows, scatter: bool, basis: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Σ‖h − h̄_k‖² of each class, and the scatter in the coordinates of ``basis``."""
-    width = means.shape[1] if basis is None else basis.shape[1]
-    square = means.new_zeros(width, width) if scatter else None
-    variations = means.new_zeros(len(means))
+    width = offsets.shape[1] if basis is None else basis.shape[1]
+    square = offsets.new_zeros(width, width) if scatter else None
+    variations = offsets.new_zeros(len(offsets))
     for part in _parts(pairs, rows.shape[1]):
-        centred = pairs.of(rows, part).double() - means[pairs.classes[part]]
+        centred = (pairs.of(rows, part).double() - origin).sub_(offsets[pairs.classes[part]])
         if pairs.weights is not None:
             centred *= pairs.weights[part, None].sqrt()
         variations.index_add_(0, pairs.classes[part], torch.linalg.vector_norm(centred, dim=1).square())

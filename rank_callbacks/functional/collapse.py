@@ -83,7 +83,8 @@ def nc1_pinv(moments: ClassMoments) -> Tensor:
 
     Σ_W = (1/N) Σ_k Σ_{i∈k} (h_i − h̄_k)(h_i − h̄_k)ᵀ, Σ_B = (1/C) Σ_k (h̄_k − h̄)(h̄_k − h̄)ᵀ with h̄ the mean of class means, over
     the C classes that have samples. In [0, ∞]: 0 at collapse, ∞ where all class means are equal, NaN with fewer than two
-    classes or features that are not finite. Singular values of the class means below max(C, D)·ε of the largest count as 0.
+    classes or features that are not finite. Singular values of the centred class means below max(C, D)·ε of the largest, or
+    below the rounding of the means, count as 0.
 
     Args:
         moments: Of the features, with their scatter.
@@ -362,18 +363,20 @@ def _trace_against(moments: ClassMoments, weights: Tensor, mean_weights: Tensor)
     between = between if contrasts is None else between @ contrasts
     if not (within.isfinite().all() and between.isfinite().all()):
         return _nan(within)
-    return _trace_of_quotient(within, between, max(moments.means.shape) * torch.finfo(torch.float64).eps)
+    # No contrast can be told from 0 that the rounding of the means hides.
+    noise = 8 * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(moments.means * weights.sqrt()[:, None])
+    return _trace_of_quotient(within, between, max(moments.means.shape) * torch.finfo(torch.float64).eps, noise)
 
 
-def _trace_of_quotient(within: Tensor, between: Tensor, rtol: float) -> Tensor:
-    """tr(W (BᵀB)⁺), singular values of B below ``rtol`` of the largest counting as 0; ∞ for B = 0."""
+def _trace_of_quotient(within: Tensor, between: Tensor, rtol: float, noise: Tensor) -> Tensor:
+    """tr(W (BᵀB)⁺), singular values of B below ``rtol`` of the largest, or below ``noise``, counting as 0; ∞ for B = 0."""
     # BᵀB = RᵀR. Where the Frobenius norms of R and its inverse say that all singular values count, there is no need of them.
     triangle = torch.linalg.qr(between, mode="r").R
     inverse = torch.linalg.solve_triangular(triangle, torch.eye(len(triangle)).to(triangle), upper=True)
-    if rtol * torch.linalg.matrix_norm(triangle) * torch.linalg.matrix_norm(inverse) < 1:
+    if torch.maximum(rtol * torch.linalg.matrix_norm(triangle), noise) * torch.linalg.matrix_norm(inverse) < 1:
         return ((within @ inverse) * inverse).sum()
     _, roots, directions = torch.linalg.svd(between, full_matrices=False)
-    kept = roots > rtol * roots[0]
+    kept = roots > torch.maximum(rtol * roots[0], noise)
     if not kept.any():
         return within.trace() / 0
     along = ((directions[kept] @ within) * directions[kept]).sum(1)

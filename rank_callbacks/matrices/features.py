@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -122,6 +122,8 @@ def feature_rows(features: Tensor, samples: int, maps: str) -> Tensor:
                         all C·sides numbers to 512
     ==================  ==============================================  ============================================
 
+    Maps are read channels first: ``(B, *sides, C)`` needs a module after which they are.
+
     The projection is a Gaussian matrix over √512, always the same: squared distances keep their expectation.
 
     Args:
@@ -135,12 +137,13 @@ def feature_rows(features: Tensor, samples: int, maps: str) -> Tensor:
         return features[:, None] if features.dim() == 1 else features
     if maps == "projection":
         flat = features.flatten(1)
-        return flat @ _projection(flat) if flat.shape[1] > _PROJECTED_FEATURES else flat
+        return flat @ _projection(flat.shape[1], flat.dtype, flat.device) if flat.shape[1] > _PROJECTED_FEATURES else flat
     rows = features if features.dim() == 3 else features.flatten(2).mT
     return rows if maps == "positions" else rows.mean(1)
 
 
-def _projection(like: Tensor) -> Tensor:
+@lru_cache(maxsize=4)
+def _projection(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(like.shape[1], _PROJECTED_FEATURES, generator=generator)
-    return (matrix / math.sqrt(_PROJECTED_FEATURES)).to(like)
+    matrix = torch.randn(width, _PROJECTED_FEATURES, generator=generator)
+    return (matrix / math.sqrt(_PROJECTED_FEATURES)).to(device, dtype)

@@ -427,6 +427,7 @@ def test_command_line(namespace: str, tmp_path: Path) -> None:
           init_args:
             num_classes: 3
             data: val
+            group: neural_collapse_val
             labels: y
             every_n_steps: {class_path: rank_callbacks.log_spaced, init_args: {per_decade: 5}}
     """
@@ -451,3 +452,20 @@ def test_loader_in_the_precision_of_training() -> None:
         loader = DataLoader(TensorDataset(*model.data.tensors), batch_size=4)
         fit(model, NeuralCollapseMonitor(CLASSES, every_n_steps=1, data=loader), logger=recorder, precision=precision)
         assert recorder.steps("neural_collapse") == [0, 1, 2]
+
+
+def test_two_monitors_of_one_training_need_two_groups() -> None:
+    monitors = [NeuralCollapseMonitor(CLASSES), NeuralCollapseMonitor(CLASSES, data="val")]
+    with pytest.raises(ValueError, match=r"Expected each NeuralCollapseMonitor to have a group= of its own, got 'neural_"):
+        fit(mlp(), *monitors)
+
+
+def test_training_and_validation_side_by_side() -> None:
+    recorder = Recorder()
+    monitors = [
+        NeuralCollapseMonitor(CLASSES, every_n_steps=2),
+        NeuralCollapseMonitor(CLASSES, data="val", group="validation"),
+    ]
+    fit(mlp(), *monitors, logger=recorder)
+    assert recorder.steps("neural_collapse") == [2]
+    assert recorder.steps("validation") == [2]
