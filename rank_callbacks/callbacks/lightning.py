@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-__all__ = ["Callback", "loss_scale", "step_axis"]
+__all__ = ["Callback", "last_step", "loss_scale", "step_axis"]
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, Trainer
@@ -19,6 +19,11 @@ else:
 def step_axis(trainer: Trainer) -> int:
     """Batches after which the optimizer has stepped: the axis on which Lightning logs training metrics."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def last_step(trainer: Trainer) -> float:
+    """The last step that training will take on that axis, if nothing stops it earlier; negative or infinite if not known."""
+    return trainer.estimated_stepping_batches - 1
 
 
 def loss_scale(trainer: Trainer) -> float:

@@ -20,7 +20,7 @@ from rank_callbacks.callbacks.collapse_readings import (
     readings_of_moments,
 )
 from rank_callbacks.callbacks.feature_moments import FeatureMoments, over_processes
-from rank_callbacks.callbacks.lightning import Callback, step_axis
+from rank_callbacks.callbacks.lightning import Callback, last_step, step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import shows_layers, tagged
 from rank_callbacks.callbacks.schedule import Windows
@@ -45,9 +45,10 @@ __all__ = ["NeuralCollapseMonitor"]
 class NeuralCollapseMonitor(Callback):
     """Measures how far features have collapsed to their class means, and the means to a simplex.
 
-    **When.** ``data="train"``: a window of ordinary training batches ends at each scheduled step, in training mode as they
-    pass, while the weights move. ``"val"``: every run of validation, of the first validation loader. A loader: at each
-    scheduled step one pass over it in eval mode with fixed weights, and one more for NC4, as the papers do on training data.
+    **When.** ``data="train"``: a window of ordinary training batches ends at each scheduled step, and one with training where
+    no other is open: in training mode as they pass, while the weights move. ``"val"``: every run of validation, of the first
+    validation loader. A loader: at each scheduled step and the last, one pass over it in eval mode with fixed weights, and one
+    more for NC4, as the papers do on training data.
 
     **Logs** ``neural_collapse/<measure>/<layer>``, the layer being ``penultimate``, what goes into the classifier, or a module
     of ``layers``; and the mean, minimum and maximum over these:
@@ -181,8 +182,9 @@ class NeuralCollapseMonitor(Callback):
         self._parts(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and learn when training ends."""
         self._stopwatch.restart()
+        self.windows.restart(last_step(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, or look at the loader."""

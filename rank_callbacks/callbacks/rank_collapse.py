@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of
 from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
-from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
+from rank_callbacks.callbacks.lightning import Callback, last_step, loss_scale, step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
 from rank_callbacks.callbacks.schedule import Windows
@@ -45,10 +45,10 @@ class RankCollapseMonitor(Callback):
     within-class variability of the features before it, over the weight decay. The monitor shows the three, and certificates:
     upper bounds of the distance that hold at every step of any training, proved in ``rank_collapse_certificates``.
 
-    **When.** A window of ordinary training steps ends at each scheduled step. While it lasts, hooks add up class moments of
-    what passes through each layer, and in ``on_before_optimizer_step`` its gradient is added up: accumulated, averaged over
-    processes and unscaled, before clipping. The report at step s is of the weights after s steps. With ``data=`` a loader, one
-    pass over it in eval mode takes the place of the window.
+    **When.** A window of ordinary training steps ends at each scheduled step, and one with training where no other is open.
+    While it lasts, hooks add up class moments of what passes through each layer, and in ``on_before_optimizer_step`` its
+    gradient is added up: accumulated, averaged over processes and unscaled, before clipping. The report at step s is of the
+    weights after s steps. With ``data=`` a loader, one pass over it in eval mode takes the place of the window.
 
     **Logs** ``rank_collapse/<measure>/<layer>``, and the mean, minimum and maximum over layers:
 
@@ -123,7 +123,7 @@ class RankCollapseMonitor(Callback):
         self,
         num_classes: int,
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 2000,
+        every_n_steps: int | Callable[[int], bool] = 3000,
         window: int | None = None,
         data: Literal["train"] | Iterable[Any] = "train",
         loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
@@ -161,8 +161,9 @@ class RankCollapseMonitor(Callback):
         self._weights(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and learn when training ends."""
         self._stopwatch.restart()
+        self.windows.restart(last_step(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, and tell it the labels of the batch."""

@@ -70,7 +70,9 @@ class log_spaced:
 
 
 class Windows:
-    """Windows of steps, each of which ends at a scheduled step.
+    """Windows of steps, each of which ends at a scheduled step, and one that ends with training where no other is open.
+
+    Training that is shorter than a window is a window.
 
     Args:
         every_n_steps: Steps between the ends of windows, or a schedule.
@@ -81,9 +83,10 @@ class Windows:
 
     Example:
         >>> windows = Windows(every_n_steps=100, length=8)
+        >>> windows.restart(last=299)
         >>> [step for step in range(300) if windows.begin(step)]
-        [93, 193, 293]
-        >>> windows.end(299), windows.end(300)
+        [93, 193, 292]
+        >>> windows.end(298), windows.end(299)
         (False, True)
     """
 
@@ -95,16 +98,19 @@ class Windows:
             raise ValueError(f"Expected window to be a whole number of steps from 1 to every_n_steps, got {length}.")
         self.restart()
 
-    def restart(self) -> None:
-        """Forget the last window: training begins."""
+    def restart(self, last: float = math.inf) -> None:
+        """Training begins, and ends with step ``last``, which Lightning makes negative where it is not known."""
         self._first: int | None = None
+        self._last = last if last >= 0 else math.inf
 
     def begin(self, step: int) -> bool:
-        """Whether a window begins at ``step``; once a step, however many batches accumulate in it."""
-        begins = step != self._first and self.schedule(step + self.length - 1)
+        """Whether a window begins at ``step``, once a step however many batches accumulate in it; never inside another."""
+        is_open = self._first is not None and not self.end(step - 1)
+        due = self.schedule(step + self.length - 1) or step == max(self._last - self.length + 1, 0)
+        begins = due and not is_open
         self._first = step if begins else self._first
         return begins
 
     def end(self, step: int) -> bool:
         """Whether ``step`` is the last of the window that began last."""
-        return self._first is not None and step >= self._first + self.length - 1
+        return self._first is not None and step >= self._first + min(self.length - 1, self._last)

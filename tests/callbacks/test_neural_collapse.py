@@ -1,7 +1,7 @@
 """Every reading against NumPy and the papers' formulas, of features that the test computes by itself."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from rank_callbacks import NeuralCollapseMonitor, log_spaced
 from rank_callbacks.callbacks.lightning import step_axis
@@ -253,7 +253,7 @@ class TestValues:
         ("every_n_steps", "length", "accumulate", "ends"),
         [
             pytest.param(1, 1, 1, range(12), id="every step"),
-            pytest.param(4, 3, 1, [4, 8], id="windows of three steps"),
+            pytest.param(4, 3, 1, [4, 8, 11], id="windows of three steps"),
             pytest.param(4, 3, 2, [4], id="windows of three steps of two batches"),
         ],
     )
@@ -284,7 +284,7 @@ class TestValues:
         recorder, witness = Recorder(), Witness(loader)
         monitor = NeuralCollapseMonitor(CLASSES, LAYERS, every_n_steps=2, data=loader, measures=MEASURES)
         fit(net(), witness, monitor, logger=recorder, max_epochs=2, **options)
-        reports = [(step, *witness.probes[step]) for step in (0, 2, 4, 6)]
+        reports = [(step, *witness.probes[step]) for step in (0, 2, 4, 6, 7)]
         assert read(recorder) == pytest.approx(expected(reports, exact=True), rel=rel, abs=1e-12)
 
     def test_centres_of_old_are_not_those_of_now(self) -> None:
@@ -323,6 +323,16 @@ class TestValues:
         samples = {"train": 2, "val": 4, "loader": 4}[data]
         zeros = dict.fromkeys(set(MEASURES) - {"minority_collapse"}, 0.0)
         assert got == pytest.approx(zeros | {"samples_per_class": samples}, abs=1e-12)
+
+
+class Stream(IterableDataset):
+    """Samples of which nobody knows how many there are."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
 
 
 class Whole(Net):
@@ -625,16 +635,21 @@ class TestSchedule:
         [
             pytest.param(1, None, {}, range(12), id="every step"),
             pytest.param(4, None, {}, [4, 8], id="every fourth: the window of the first would begin before training"),
-            pytest.param(4, 1, {}, [0, 4, 8], id="every fourth, a window of one"),
-            pytest.param(4, 2, {"max_epochs": 2}, [4, 8, 12, 16, 20], id="two epochs, a window in both"),
-            pytest.param(100, None, {}, [], id="longer than training"),
+            pytest.param(4, 3, {}, [4, 8, 11], id="every fourth, and the last"),
+            pytest.param(4, 1, {}, [0, 4, 8, 11], id="every fourth, a window of one"),
+            pytest.param(4, 2, {"max_epochs": 2}, [4, 8, 12, 16, 20, 23], id="two epochs, a window in both"),
+            pytest.param(100, None, {}, [11], id="longer than training"),
+            pytest.param(100, 50, {}, [11], id="training shorter than a window"),
+            pytest.param(100, 50, {"accumulate_grad_batches": 5}, [2], id="training shorter than a window, accumulation"),
             pytest.param(2, 2, {"accumulate_grad_batches": 2}, [2, 4], id="accumulation"),
+            pytest.param(3, 2, {"accumulate_grad_batches": 2}, [3, 5], id="accumulation, and the last"),
             pytest.param(2, 1, {"accumulate_grad_batches": 5}, [0, 2], id="accumulation, uneven"),
             pytest.param(4, 2, {"max_steps": 6, "max_epochs": -1}, [4], id="max_steps"),
-            pytest.param(4, 2, {"val_check_interval": 1}, [4, 8], id="validation in a window"),
-            pytest.param(4, 2, {"num_sanity_val_steps": 2}, [4, 8], id="sanity check"),
-            pytest.param(lambda step: step in {3, 7, 9}, 3, {}, [3, 7], id="function, the last overlaps"),
-            pytest.param(log_spaced(per_decade=3), 1, {"max_epochs": 2}, [0, 1, 2, 5, 10, 22], id="log-spaced"),
+            pytest.param(4, 2, {"max_steps": 7, "max_epochs": -1}, [4, 6], id="max_steps, and the last"),
+            pytest.param(4, 2, {"val_check_interval": 1}, [4, 8, 11], id="validation in a window"),
+            pytest.param(4, 2, {"num_sanity_val_steps": 2}, [4, 8, 11], id="sanity check"),
+            pytest.param(lambda step: step in {3, 7, 9}, 3, {}, [3, 7, 11], id="function, the third overlaps"),
+            pytest.param(log_spaced(per_decade=3), 1, {"max_epochs": 2}, [0, 1, 2, 5, 10, 22, 23], id="log-spaced"),
         ],
     )
     def test_exact_steps_and_tags_in_training(
@@ -668,10 +683,11 @@ class TestSchedule:
     @pytest.mark.parametrize(
         ("every_n_steps", "options", "steps"),
         [
-            pytest.param(5, {}, [0, 5, 10], id="every fifth"),
-            pytest.param(5, {"max_epochs": 2}, [0, 5, 10, 15, 20], id="two epochs"),
-            pytest.param(2, {"accumulate_grad_batches": 3}, [0, 2], id="accumulation"),
-            pytest.param(lambda step: step == 7, {}, [7], id="function"),
+            pytest.param(5, {}, [0, 5, 10, 11], id="every fifth"),
+            pytest.param(11, {}, [0, 11], id="the last once"),
+            pytest.param(5, {"max_epochs": 2}, [0, 5, 10, 15, 20, 23], id="two epochs"),
+            pytest.param(2, {"accumulate_grad_batches": 3}, [0, 2, 3], id="accumulation"),
+            pytest.param(lambda step: step == 7, {}, [7, 11], id="function"),
         ],
     )
     def test_exact_steps_and_tags_of_a_loader(self, every_n_steps: Any, options: dict[str, Any], steps: Sequence[int]) -> None:
@@ -717,13 +733,37 @@ class TestSchedule:
         trainer = fit(model, monitor, **options)
         assert 0 < trainer.callback_metrics["neural_collapse/nc1_pinv/penultimate"] < 1000
 
+    @pytest.mark.parametrize("length", [8, 12, 13, 50])
+    def test_training_shorter_than_a_window_reports_once(self, length: int) -> None:
+        """At its last step, of all that it has seen, or of the window at its end."""
+        recorder, witness = Recorder(), Witness()
+        monitor = NeuralCollapseMonitor(CLASSES, LAYERS, 100, length, measures=MEASURES)
+        fit(net(epochs_worth=3), witness, monitor, logger=recorder)
+        report = window(witness, 11, min(length, 12))
+        assert read(recorder) == pytest.approx(expected([report]), rel=1e-6, abs=1e-12)
+
+    @pytest.mark.parametrize(
+        ("limit", "steps"),
+        [({}, [5, 10, 15, 20]), ({"max_steps": 14}, [5, 10, 13]), ({"limit_train_batches": 7}, [5, 10, 13])],
+    )
+    def test_data_whose_end_is_not_known_has_no_last_window_but_for_a_limit(
+        self, limit: dict[str, int], steps: list[int]
+    ) -> None:
+        class Streamed(Whole):
+            def train_dataloader(self) -> DataLoader:
+                return DataLoader(Stream(self.data), batch_size=self.batch_size)
+
+        recorder = Recorder()
+        fit(net(Streamed, 3), NeuralCollapseMonitor(CLASSES, "network.0", 5, 2), logger=recorder, max_epochs=2, **limit)
+        assert recorder.steps("neural_collapse") == steps
+
     def test_steps_go_on_after_a_resume(self, tmp_path: Path) -> None:
         """NC4 has no reading in the first report: the means of before are gone."""
         path = str(tmp_path / "twelve.ckpt")
         fit(net(Whole, 3), NeuralCollapseMonitor(CLASSES, "network.0", 5, 2)).save_checkpoint(path)
         recorder = Recorder()
         fit(net(Whole, 3), NeuralCollapseMonitor(CLASSES, "network.0", 5, 2), logger=recorder, max_epochs=2, ckpt_path=path)
-        assert recorder.readings("neural_collapse").keys() == tags_of([15, 20], 15)
+        assert recorder.readings("neural_collapse").keys() == tags_of([15, 20, 23], 15)
 
     @pytest.mark.parametrize("data", ["train", "val"])
     def test_each_fit_of_a_monitor_starts_anew(self, data: Any) -> None:

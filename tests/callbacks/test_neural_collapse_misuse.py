@@ -305,13 +305,14 @@ def test_no_hook_is_left(data: str, error: type[BaseException] | None) -> None:
     model = crashing(PLACES[data] if error else "", error or RuntimeError)
     given = shuffled(model) if data == "loader" else data
     monitor, recorder = NeuralCollapseMonitor(CLASSES, "network.*", 4, 3, data=given), Recorder()
-    # Six batches: the last window stays open.
-    options = {"num_sanity_val_steps": 0, "limit_train_batches": 4}
+    # Seven steps, in the fifth of which a window would have to begin that ends with them: the one of step 8 stays open.
+    options = {"num_sanity_val_steps": 0, "max_steps": 7, "max_epochs": 2}
     if error:
         with pytest.raises((error, SystemExit)):
             fit(model, monitor, **options)
     else:
         fit(model, monitor, **options)
+        assert model.hooks["training_step"] == [5 * (data == "train" and step in {2, 3, 4, 6}) for step in range(7)]
     # Of three layers, and twice of the classifier.
     assert model.hooks[PLACES[data]][:2] == ([0, 0] if data == "train" else [5, 5])
     assert hooks(model) == 0
@@ -320,7 +321,7 @@ def test_no_hook_is_left(data: str, error: type[BaseException] | None) -> None:
     if data == "loader":
         monitor.data = shuffled(again)
     fit(again, monitor, logger=recorder, max_epochs=2)
-    assert recorder.steps("neural_collapse") == {"train": [4, 8], "val": [5, 11], "loader": [0, 4, 8]}[data]
+    assert recorder.steps("neural_collapse") == {"train": [4, 8, 11], "val": [5, 11], "loader": [0, 4, 8, 11]}[data]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -332,12 +333,21 @@ def test_crash_inside_a_window_leaves_no_hook(error: type[BaseException]) -> Non
     assert hooks(model) == 0
 
 
-def test_hooks_are_there_in_windows_alone() -> None:
-    """The last of which, opened in the last step, does not end."""
+@pytest.mark.parametrize(
+    ("every_n_steps", "steps", "stays_open"),
+    [
+        pytest.param(4, {3, 4, 7, 8, 10, 11}, False, id="the last ends with training"),
+        pytest.param(
+            lambda step: step in {2, 10, 12}, {1, 2, 9, 10, 11}, True, id="the last, opened in the last step, does not"
+        ),
+    ],
+)
+def test_hooks_are_there_in_windows_alone(every_n_steps: Any, steps: set[int], stays_open: bool) -> None:
+    """And in validation where it falls into one."""
     model = crashing()
-    fit(model, NeuralCollapseMonitor(CLASSES, every_n_steps=4, window=2), max_epochs=2, num_sanity_val_steps=0)
-    assert [bool(count) for count in model.hooks["training_step"]] == [step in {3, 4, 7, 8, 11} for step in range(12)]
-    assert [bool(count) for count in model.hooks["validation_step"]] == [False] * 6 + [True] * 6
+    fit(model, NeuralCollapseMonitor(CLASSES, every_n_steps=every_n_steps, window=2), max_epochs=2, num_sanity_val_steps=0)
+    assert [bool(count) for count in model.hooks["training_step"]] == [step in steps for step in range(12)]
+    assert [bool(count) for count in model.hooks["validation_step"]] == [False] * 6 + [stays_open] * 6
     assert hooks(model) == 0
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from rank_callbacks import RankCollapseMonitor, log_spaced
 from rank_callbacks.callbacks.lightning import step_axis
@@ -249,6 +249,34 @@ def test_every_measure_by_definition(every_n_steps: int, window: int, options: d
     assert_certified(recorder)
 
 
+@pytest.mark.parametrize(
+    ("every_n_steps", "window", "options", "steps", "seen"),
+    [
+        pytest.param(2500, None, {}, [3], 4, id="shorter than the default window"),
+        pytest.param(9, 5, {}, [3], 4, id="a step shorter than a window"),
+        pytest.param(9, 4, {}, [3], 4, id="as long as a window"),
+        pytest.param(9, 8, {"max_epochs": 3, "accumulate_grad_batches": 2}, [5], 6, id="shorter, with accumulation"),
+        pytest.param(9, 8, {"max_epochs": -1, "max_steps": 2}, [1], 2, id="shorter, by max_steps"),
+        pytest.param(lambda step: False, 3, {"max_epochs": 2}, [7], 3, id="nothing scheduled"),
+        pytest.param(4, 3, {"max_epochs": 2}, [4, 7], 3, id="last step not scheduled, one window right after another"),
+        pytest.param(6, 4, {"max_epochs": 3}, [6, 11], 4, id="last step not scheduled, a scheduled window would not fit"),
+        pytest.param(
+            7, 3, {"max_epochs": 3, "accumulate_grad_batches": 3}, [5], 3, id="last step not scheduled, accumulation"
+        ),
+    ],
+)
+def test_last_report_by_definition(
+    every_n_steps: Any, window: int | None, options: dict[str, Any], steps: list[int], seen: int
+) -> None:
+    """Of a full window that ends with training, or of all of a training that is shorter."""
+    recorder, rows = Recorder(), Rows()
+    monitor = RankCollapseMonitor(K, every_n_steps=every_n_steps, window=window)
+    fit(mlp(), rows, monitor, logger=recorder, precision="64-true", **options)
+    assert max(rows.gradients) == steps[-1]
+    check_values(recorder, rows, LAYERS, steps, seen)
+    assert_certified(recorder)
+
+
 @pytest.mark.parametrize(("window", "accumulate", "steps"), [(1, 1, [0, 1, 2, 3]), (2, 2, [1])])
 def test_every_measure_of_a_convolution_by_definition(window: int, accumulate: int, steps: list[int]) -> None:
     """Its patches are the samples of its input, cut out one by one; a sample's loss is that of its image."""
@@ -368,17 +396,20 @@ def test_ignored_labels_are_not_told_from_others_by_themselves() -> None:
     ("every_n_steps", "window", "options", "steps"),
     [
         pytest.param(1, None, {}, [0, 1, 2, 3], id="every step"),
-        pytest.param(4, None, {}, [], id="every fourth of four: no window ends at step 0"),
-        pytest.param(4, None, {"max_epochs": 3}, [4, 8], id="every fourth"),
-        pytest.param(4, 1, {"max_epochs": 3}, [0, 4, 8], id="every fourth, window of one"),
-        pytest.param(4, 3, {"max_epochs": 3}, [4, 8], id="every fourth, window of three"),
+        pytest.param(4, None, {}, [3], id="every fourth of four: no window ends at step 0, one ends with training"),
+        pytest.param(4, None, {"max_epochs": 3}, [4, 8], id="every fourth: the last step is in a window that does not fit"),
+        pytest.param(4, 1, {"max_epochs": 3}, [0, 4, 8, 11], id="every fourth, window of one"),
+        pytest.param(4, 3, {"max_epochs": 3}, [4, 8, 11], id="every fourth, window of three"),
+        pytest.param(4, 3, {"max_epochs": -1, "max_steps": 9}, [4, 8], id="the last step is scheduled"),
+        pytest.param(4, 1, {"max_epochs": -1, "max_steps": 9}, [0, 4, 8], id="the last step is scheduled, window of one"),
+        pytest.param(9, None, {}, [3], id="shorter than a window"),
         pytest.param(4, 2, {"max_epochs": 5, "accumulate_grad_batches": 2}, [4, 8], id="accumulation"),
         pytest.param(2, 2, {"max_epochs": 2, "accumulate_grad_batches": 3}, [2], id="uneven accumulation"),
-        pytest.param(4, 3, {"max_epochs": -1, "max_steps": 8}, [4], id="max_steps"),
+        pytest.param(4, 3, {"max_epochs": -1, "max_steps": 8}, [4, 7], id="max_steps"),
         pytest.param(1, 1, {"val_check_interval": 1, "limit_val_batches": 1}, [0, 1, 2, 3], id="validation in between"),
         pytest.param(10, None, {"max_epochs": 6}, [10, 20], id="default window of eight"),
         pytest.param(log_spaced(per_decade=3), None, {"max_epochs": 6}, [10, 22], id="log-spaced, window of eight"),
-        pytest.param(log_spaced(per_decade=3), 1, {"max_epochs": 3}, [0, 1, 2, 5, 10], id="log-spaced, window of one"),
+        pytest.param(log_spaced(per_decade=3), 1, {"max_epochs": 3}, [0, 1, 2, 5, 10, 11], id="log-spaced, window of one"),
         pytest.param(lambda step: step in {2, 3, 6}, 2, {"max_epochs": 2}, [2, 6], id="windows do not overlap"),
     ],
 )
@@ -389,16 +420,59 @@ def test_exact_steps(every_n_steps: Any, window: int | None, options: dict[str, 
     assert recorder.steps("rank_collapse") == recorder.steps("monitor") == steps
 
 
+class Stream(IterableDataset):
+    """The batches of a model, of which Lightning cannot know how many there are."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.batches = list(loader)
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+class Streamed(Trained):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Stream(super().train_dataloader()), batch_size=None)
+
+
+@pytest.mark.parametrize(
+    ("window", "options", "steps"),
+    [
+        pytest.param(1, {"max_epochs": 2}, [0, 4], id="unknown"),
+        pytest.param(3, {"max_epochs": 2}, [4], id="unknown, window of three"),
+        pytest.param(3, {"max_epochs": -1, "max_steps": 8}, [4, 7], id="max_steps"),
+    ],
+)
+def test_exact_steps_of_a_stream(window: int, options: dict[str, Any], steps: list[int]) -> None:
+    """What is not known to be the last step is not measured as one."""
+    recorder, model = Recorder(), mlp()
+    streamed = made(model.network, model.data.tensors[0], kind=Streamed)
+    fit(streamed, RankCollapseMonitor(K, every_n_steps=4, window=window), logger=recorder, **options)
+    assert recorder.steps("rank_collapse") == steps
+
+
+def test_training_that_something_stops_early_has_no_last_report() -> None:
+    recorder = Recorder()
+    monitor = RankCollapseMonitor(K, every_n_steps=3, window=2)
+    fit(mlp(), stops_after_an_epoch(), monitor, max_epochs=2, logger=recorder)
+    assert recorder.steps("rank_collapse") == [3]
+
+
+def stops_after_an_epoch() -> pl.Callback:
+    return pl.callbacks.LambdaCallback(on_train_epoch_end=lambda trainer, module: setattr(trainer, "should_stop", True))
+
+
 def test_exact_tags() -> None:
     recorder = Recorder()
     trainer = fit(mlp(), RankCollapseMonitor(K, every_n_steps=4, window=1), logger=recorder, max_epochs=2)
     layers = [*LAYERS, "mean_over_layers", "min_over_layers", "max_over_layers"]
     tags = {f"rank_collapse/{measure}/{layer}" for measure in OF_SGD for layer in layers}
-    assert recorder.readings("rank_collapse").keys() == {(step, tag) for step in (0, 4) for tag in tags}
+    assert recorder.readings("rank_collapse").keys() == {(step, tag) for step in (0, 4, 7) for tag in tags}
     cost = {"monitor/seconds/rank_collapse", "monitor/share_of_training/rank_collapse"}
-    assert recorder.readings("monitor").keys() == {(4, tag) for tag in cost} | {(0, "monitor/seconds/rank_collapse")}
+    costs = {(step, tag) for step in (4, 7) for tag in cost} | {(0, "monitor/seconds/rank_collapse")}
+    assert recorder.readings("monitor").keys() == costs
     assert all(0 < value < 1 for (_, tag), value in recorder.readings("monitor").items() if "share" in tag)
-    last = {tag: value for (step, tag), value in recorder.readings("rank_collapse").items() if step == 4}
+    last = {tag: value for (step, tag), value in recorder.readings("rank_collapse").items() if step == 7}
     told = {tag: value.item() for tag, value in trainer.callback_metrics.items() if tag.startswith("rank_collapse/")}
     assert told == pytest.approx(last)
     for measure in ("tcv_input", "norm_ratio"):
@@ -441,17 +515,36 @@ def test_steps_and_values_go_on_after_a_resume(tmp_path: Path) -> None:
 
 
 def test_checkpoint_within_a_window_leaves_that_report_out(tmp_path: Path) -> None:
+    path, before, after = str(tmp_path / "four.ckpt"), Recorder(), Recorder()
+    monitor = partial(RankCollapseMonitor, K, every_n_steps=5, window=3)
+    fit(mlp(), monitor(), stops_after_an_epoch(), logger=before, max_epochs=3).save_checkpoint(path)
+    fit(mlp(), monitor(), logger=after, max_epochs=3, ckpt_path=path)
+    assert (before.steps("rank_collapse"), after.steps("rank_collapse")) == ([], [10])
+
+
+def test_checkpoint_within_the_last_window_leaves_that_report_out(tmp_path: Path) -> None:
     path, after = str(tmp_path / "four.ckpt"), Recorder()
-    fit(mlp(), RankCollapseMonitor(K, every_n_steps=5, window=3)).save_checkpoint(path)
-    fit(mlp(), RankCollapseMonitor(K, every_n_steps=5, window=3), logger=after, max_epochs=3, ckpt_path=path)
-    assert after.steps("rank_collapse") == [10]
+    monitor = partial(RankCollapseMonitor, K, every_n_steps=20, window=5)
+    fit(mlp(), monitor(), stops_after_an_epoch(), max_epochs=2).save_checkpoint(path)
+    fit(mlp(), monitor(), logger=after, max_epochs=2, ckpt_path=path)
+    assert after.steps("rank_collapse") == []
+
+
+def test_last_report_after_a_resume_is_of_the_longer_training(tmp_path: Path) -> None:
+    """A checkpoint of a training that was over: what was its last step is one in between."""
+    path, before, after = str(tmp_path / "four.ckpt"), Recorder(), Recorder()
+    monitor = RankCollapseMonitor(K, every_n_steps=20, window=3)
+    fit(mlp(), monitor, logger=before).save_checkpoint(path)
+    fit(mlp(), monitor, logger=after, max_epochs=2, ckpt_path=path)
+    assert (before.steps("rank_collapse"), after.steps("rank_collapse")) == ([3], [7])
 
 
 def test_monitor_can_be_used_again() -> None:
-    monitor, recorder = RankCollapseMonitor(K, every_n_steps=3, window=3), Recorder()
-    fit(mlp(), monitor, max_epochs=2)
-    fit(mlp(), monitor, max_epochs=2, logger=recorder)
-    assert recorder.steps("rank_collapse") == [3, 6]
+    """For a training of another length."""
+    monitor, first, second = RankCollapseMonitor(K, every_n_steps=4, window=3), Recorder(), Recorder()
+    fit(mlp(), monitor, max_epochs=2, logger=first)
+    fit(mlp(), monitor, max_epochs=3, logger=second)
+    assert (first.steps("rank_collapse"), second.steps("rank_collapse")) == ([4, 7], [4, 8, 11])
 
 
 # Nothing is disturbed, and nothing left.

@@ -41,7 +41,7 @@ def recorded(run: dict[str, Any]) -> Recorder:
     return recorder
 
 
-RUNS = ["mlp-1", "mlp-2", "conv-1", "conv-2", "norm", "probe"]
+RUNS = ["mlp-1", "mlp-2", "mlp-last", "conv-1", "conv-2", "conv-last", "norm", "probe"]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -59,11 +59,22 @@ def test_readings_are_identical_on_both_processes(name: str, folder: Path) -> No
         assert first["outcome"]["losses"] != second["outcome"]["losses"]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("mlp-1", 8), ("mlp-2", 1), ("conv-1", 8), ("conv-2", 1), ("probe", 4)])
-def test_readings_are_those_of_one_process_on_all_samples(name: str, steps: int, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("mlp-1", [*range(8)]),
+        ("mlp-2", [2]),
+        ("mlp-last", [7]),
+        ("conv-1", [*range(8)]),
+        ("conv-2", [2]),
+        ("conv-last", [7]),
+        ("probe", [0, 2, 4, 6, 7]),
+    ],
+)
+def test_readings_are_those_of_one_process_on_all_samples(name: str, steps: list[int], folder: Path) -> None:
     (one,), (two, _) = seen(folder, f"{name}-one"), seen(folder, f"{name}-two")
     one, two = recorded(one), recorded(two)
-    assert len(one.steps("rank_collapse")) == steps
+    assert one.steps("rank_collapse") == two.steps("rank_collapse") == steps
     measures = set(OF_SGD) - ({"sgd_rank_bound", "norm_ratio"} if name == "probe" else set())
     assert {tag.split("/")[1] for _, tag in two.readings("rank_collapse")} == measures
     for measure in measures:

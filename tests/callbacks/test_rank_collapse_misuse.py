@@ -385,20 +385,35 @@ def crashing(**attributes: Any) -> Crashing:
 def test_hooks_are_there_in_windows_alone() -> None:
     model = crashing()
     fit(model, RankCollapseMonitor(K, every_n_steps=4, window=2))
-    assert model.hooked == [False, False, False, True, True, False, False, True]
+    assert model.hooked == [False, False, False, True, True, False, True, True]
     assert no_hooks(model)
 
 
 def test_hooks_are_there_for_every_batch_that_accumulates() -> None:
     model = crashing()
     fit(model, RankCollapseMonitor(K, every_n_steps=2, window=1), accumulate_grad_batches=2)
-    assert model.hooked == [True, True, False, False, True, True, False, False]
+    assert model.hooked == [True, True, False, False, True, True, True, True]
 
 
 def test_training_that_ends_within_a_window_leaves_no_hook() -> None:
-    model = crashing()
-    fit(model, RankCollapseMonitor(K, every_n_steps=9, window=4))
-    assert model.hooked[-1]
+    """A scheduled window that does not fit, since another was open where one that does must begin."""
+    model, recorder = crashing(), Recorder()
+    fit(model, RankCollapseMonitor(K, every_n_steps=4, window=4), logger=recorder)
+    assert model.hooked == [False] + 7 * [True]
+    assert recorder.steps("rank_collapse") == [4]
+    assert no_hooks(model)
+
+
+def test_training_that_is_stopped_within_its_last_window_leaves_no_hook() -> None:
+    class Stopped(Crashing):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.trainer.should_stop = batch_idx == 5
+
+    model, recorder = transformer(8), Recorder()
+    model = made(model.network, model.data.tensors[0], kind=Stopped)
+    fit(model, RankCollapseMonitor(K, every_n_steps=20, window=4), logger=recorder)
+    assert model.hooked == [False] * 4 + [True] * 2
+    assert recorder.steps("rank_collapse") == []
     assert no_hooks(model)
 
 
@@ -413,6 +428,17 @@ def test_crash_within_a_window_leaves_no_hook_and_the_monitor_can_be_used_again(
     assert no_hooks(model)
     fit(mlp(10), monitor, logger=recorder)
     assert recorder.steps("rank_collapse") == [4, 8]
+
+
+def test_crash_within_the_last_window_leaves_no_hook_and_the_monitor_can_be_used_again() -> None:
+    """For a training of another length."""
+    monitor, model, recorder = RankCollapseMonitor(K), crashing(error=RuntimeError("on purpose")), Recorder()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(model, monitor)
+    assert model.hooked == [True, True, True]
+    assert no_hooks(model)
+    fit(mlp(10), monitor, logger=recorder)
+    assert recorder.steps("rank_collapse") == [9]
 
 
 def test_validation_is_not_seen() -> None:

@@ -1,3 +1,4 @@
+import math
 import pickle
 from itertools import pairwise
 from typing import Any
@@ -97,6 +98,60 @@ class TestWindows:
     )
     def test_windows_end_on_schedule(self, every_n_steps: Any, length: int | None, windows: Any, batches: int) -> None:
         assert run(Windows(every_n_steps, length), 30, batches) == windows
+
+    @pytest.mark.parametrize("batches", [1, 3])
+    @pytest.mark.parametrize(
+        ("every_n_steps", "length", "steps", "windows"),
+        [
+            pytest.param(10, 3, 19, [(8, 10), (16, 18)], id="after a scheduled one"),
+            pytest.param(10, 3, 21, [(8, 10), (18, 20)], id="which is scheduled itself"),
+            pytest.param(10, 3, 22, [(8, 10), (18, 20)], id="one is open that ends a step before"),
+            pytest.param(10, 3, 23, [(8, 10), (18, 20)], id="one is open at the last step but two"),
+            pytest.param(10, 3, 24, [(8, 10), (18, 20), (21, 23)], id="one has ended a step before"),
+            pytest.param(10, 3, 20, [(8, 10), (17, 19)], id="in the place of one that would end after training"),
+            pytest.param(4, 4, 12, [(1, 4), (5, 8)], id="one is open, and the next would end after training"),
+            pytest.param(lambda step: step == 50, 3, 12, [(9, 11)], id="nothing is scheduled in training"),
+            pytest.param(10, 8, 8, [(0, 7)], id="training of a window"),
+            pytest.param(10, 8, 9, [(1, 8)], id="training of a step more"),
+            pytest.param(10, 8, 7, [(0, 6)], id="training of a step less"),
+            pytest.param(10, None, 1, [(0, 0)], id="training of a step"),
+            pytest.param(lambda step: step in {2, 4}, 3, 2, [(0, 1)], id="training shorter than a scheduled window"),
+            pytest.param(lambda step: step in {2, 4}, 3, 4, [(0, 2)], id="the first is open"),
+            pytest.param(10, 1, 18, [(0, 0), (10, 10), (17, 17)], id="of one step"),
+            pytest.param(10, 1, 21, [(0, 0), (10, 10), (20, 20)], id="of one step, which is scheduled"),
+            pytest.param(1, 1, 3, [(0, 0), (1, 1), (2, 2)], id="every step"),
+        ],
+    )
+    def test_last_window_ends_with_training(
+        self, every_n_steps: Any, length: int | None, steps: int, windows: Any, batches: int
+    ) -> None:
+        known = Windows(every_n_steps, length)
+        known.restart(last=steps - 1)
+        assert run(known, steps, batches) == windows
+
+    @given(every_n_steps=st.integers(1, 12), length=st.integers(1, 12), steps=st.integers(1, 40))
+    @settings(derandomize=True, deadline=None, max_examples=300)
+    def test_last_window_leaves_the_others_alone(self, every_n_steps: int, length: int, steps: int) -> None:
+        length = min(length, every_n_steps)
+        scheduled, known = Windows(every_n_steps, length), Windows(every_n_steps, length)
+        known.restart(last=steps - 1)
+        before, windows, first = run(scheduled, steps), run(known, steps), max(steps - length, 0)
+        free = all(end < first for _, end in before)
+        assert windows == before + [(first, steps - 1)] * free
+
+    @pytest.mark.parametrize("last", [math.inf, -1, -2])
+    def test_end_of_training_that_is_not_known(self, last: float) -> None:
+        """To Lightning it is less than no step where the data does not tell."""
+        windows = Windows(10, 3)
+        windows.restart(last)
+        assert run(windows, 33) == [(8, 10), (18, 20), (28, 30)]
+
+    def test_restart_forgets_the_last_step(self) -> None:
+        windows = Windows(10, 3)
+        windows.restart(last=14)
+        assert run(windows, 15) == [(8, 10), (12, 14)]
+        windows.restart()
+        assert run(windows, 24) == [(8, 10), (18, 20)]
 
     def test_begins_once_a_step(self) -> None:
         """However many batches accumulate in it."""

@@ -68,10 +68,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     # Four steps of batches of six in each of two processes, which one process takes in batches of twelve.
     for name, model in (("mlp", mlp), ("conv", plain_convnet)):
-        for window, accumulate in ((1, 1), (2, 2)):
-            arguments = {"every_n_steps": window, "window": window}
+        for kind, every_n_steps, window, accumulate in (("1", 1, 1, 1), ("2", 2, 2, 2), ("last", 20, 3, 1)):
+            arguments = {"every_n_steps": every_n_steps, "window": window}
             options = {"accumulate_grad_batches": accumulate}
-            path = folder / f"{name}-{window}"
+            path = folder / f"{name}-{kind}"
             run(f"{path}-two", partial(model, 8), RankCollapseMonitor(K, **arguments), **options)
             whole = partial(model, 8, batch_size=12)
             run(f"{path}-one", whole, RankCollapseMonitor(K, **arguments), processes=1, **options)
