@@ -124,7 +124,7 @@ class NeuralCollapseMonitor(Callback):
         self,
         num_classes: int,
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 100,
+        every_n_steps: int | Callable[[int], bool] = 200,
         window: int | None = None,
         data: Literal["train", "val"] | Iterable[Any] = "train",
         measures: Sequence[str] | None = None,
