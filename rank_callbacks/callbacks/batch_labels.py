@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rank_callbacks.functional.labels import labelled_rows
 
-__all__ = ["Labels", "check_labels", "labels_of", "labels_of_rows"]
+__all__ = ["Labels", "check_labels", "labels_of", "labels_of_rows", "soft_if_one_hot"]
 
 Labels: TypeAlias = "str | Callable[[Any], Tensor] | None"
 
@@ -48,6 +48,14 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None) -> 
     """
     is_soft = labels.is_floating_point() and labels.dim() > 1
     labelled_rows(labels, num_classes, labels.numel() // labels.shape[-1] if is_soft else labels.numel(), ignore_index)
+
+
+def soft_if_one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Integers of shape ``(*, K)`` that are one-hot, told apart from a label a token by their values."""
+    if labels.dim() < 2 or labels.shape[-1] != num_classes or labels.is_floating_point():
+        return labels
+    is_one_hot = bool(((labels == 0) | (labels == 1)).all() and (labels.sum(-1) == 1).all())
+    return labels.double() if is_one_hot else labels
 
 
 def labels_of_rows(shape: Sequence[int], labels: Tensor, batch_dim: int | None = None) -> Tensor | None:

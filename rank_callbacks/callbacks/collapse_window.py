@@ -10,9 +10,10 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from rank_callbacks.callbacks.batch_labels import labels_of_rows
+from rank_callbacks.callbacks.batch_labels import labels_of_rows, soft_if_one_hot
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.functional import ClassMoments, batch_moments, merged_moments
+from rank_callbacks.functional.class_moments import packed_moments, unpacked_moments
 from rank_callbacks.functional.patch_moments import Places, map_moments, patch_moments
 from rank_callbacks.matrices import matrix_views
 from rank_callbacks.matrices.parameters import TrainableWeight
@@ -69,20 +70,18 @@ def _packed(weight: Tensor, one: WindowedMatrix | None, num_classes: int) -> Ten
     rows, columns = weight.shape
     if one is None:
         return torch.zeros(1 + num_classes * (rows + columns + 4), dtype=torch.float64, device=weight.device)
-    parts = [part.flatten() for moments in (one.inputs, one.deltas) for part in moments[:3]]
-    return torch.cat([parts[0].new_ones(1), *parts])
+    inputs, deltas = packed_moments(one.inputs), packed_moments(one.deltas)
+    return torch.cat([inputs.new_ones(1), inputs, deltas])
 
 
 def _unpacked(one: WindowedMatrix, everyones: Tensor, num_classes: int) -> WindowedMatrix:
     rows, columns = one.weight.shape
-    sizes = [1, num_classes, num_classes * columns, num_classes, num_classes, num_classes * rows, num_classes]
-    moments = []
-    for vector in everyones:
-        _, *parts = vector.split(sizes)
-        means = (parts[1].view(num_classes, columns), parts[4].view(num_classes, rows))
-        moments.append((ClassMoments(parts[0], means[0], parts[2]), ClassMoments(parts[3], means[1], parts[5])))
-    inputs, deltas = (reduce(merged_moments, side) for side in zip(*moments, strict=True))
-    return one._replace(inputs=inputs, deltas=deltas)
+    sizes = [1, num_classes * (columns + 2), num_classes * (rows + 2)]
+    _, inputs, deltas = everyones.split(sizes, 1)
+    return one._replace(
+        inputs=reduce(merged_moments, (unpacked_moments(vector, num_classes, columns) for vector in inputs)),
+        deltas=reduce(merged_moments, (unpacked_moments(vector, num_classes, rows) for vector in deltas)),
+    )
 
 
 class CollapseWindow:
@@ -131,7 +130,7 @@ class CollapseWindow:
         Returns:
             How many samples have labels.
         """
-        labels = _soft_if_one_hot(labels.detach(), self._num_classes)
+        labels = soft_if_one_hot(labels.detach(), self._num_classes)
         self._labels, self._scale = labels, scale
         ignored = 0 if self._ignore_index is None else int((labels == self._ignore_index).sum())
         rows = labels.shape[:-1].numel() if labels.is_floating_point() else labels.numel()
@@ -212,14 +211,6 @@ class CollapseWindow:
 
 def _divided(moments: ClassMoments, scale: float) -> ClassMoments:
     return moments._replace(means=moments.means / scale, variations=moments.variations / scale**2)
-
-
-def _soft_if_one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Integers of shape ``(*, K)`` that are one-hot, told apart from a label a token by their values."""
-    if labels.dim() < 2 or labels.shape[-1] != num_classes or labels.is_floating_point():
-        return labels
-    is_one_hot = bool(((labels == 0) | (labels == 1)).all() and (labels.sum(-1) == 1).all())
-    return labels.double() if is_one_hot else labels
 
 
 def _labels_of_rows(one: Pass, labels: Tensor) -> Tensor | None:

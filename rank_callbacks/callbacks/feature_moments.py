@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from rank_callbacks.functional import ClassMoments, batch_moments, class_moments, merged_moments
-from rank_callbacks.functional.class_moments import no_moments
+from rank_callbacks.functional.class_moments import no_moments, packed_moments, unpacked_moments
 from rank_callbacks.functional.labels import labelled_rows
 
 __all__ = ["FeatureMoments", "over_processes"]
@@ -88,21 +88,15 @@ def over_processes(local: Mapping[str, FeatureMoments], num_classes: int, traine
     device = trainer.strategy.root_device
     own = torch.tensor([one.features or 0 for one in local.values()], device=device)
     widths = trainer.strategy.all_gather(own).reshape(trainer.world_size, -1).amax(0).tolist()
-    parts = [_packed(one.mergeable(), num_classes, width, device) for one, width in zip(local.values(), widths, strict=True)]
+    moments_here = (one.mergeable() for one in local.values())
+    parts = [
+        packed_moments(no_moments(num_classes, width, scatter=True, device=device) if one is None else one)
+        for one, width in zip(moments_here, widths, strict=True)
+    ]
     everyones = trainer.strategy.all_gather(torch.cat(parts).to(device)).reshape(trainer.world_size, -1)
     pieces = everyones.split([len(part) for part in parts], 1)
     return {
-        name: reduce(merged_moments, [_unpacked(vector, num_classes, width) for vector in piece])
+        name: reduce(merged_moments, [unpacked_moments(vector, num_classes, width) for vector in piece])
         for name, piece, width in zip(local, pieces, widths, strict=True)
         if width
     }
-
-
-def _packed(moments: ClassMoments | None, num_classes: int, width: int, device: torch.device) -> Tensor:
-    moments = no_moments(num_classes, width, scatter=True, device=device) if moments is None else moments
-    return torch.cat([part.flatten() for part in moments[:4] if part is not None])
-
-
-def _unpacked(vector: Tensor, num_classes: int, width: int) -> ClassMoments:
-    counts, means, variations, scatter = vector.split([num_classes, num_classes * width, num_classes, width**2])
-    return ClassMoments(counts, means.view(num_classes, width), variations, scatter.view(width, width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rank_callbacks import functional
-from rank_callbacks.callbacks.batch_labels import Labels, labels_of, labels_of_rows
+from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of, labels_of_rows, soft_if_one_hot
 from rank_callbacks.callbacks.collapse_readings import (
     DEFAULT_MEASURES,
     MEASURES,
@@ -21,7 +21,7 @@ from rank_callbacks.callbacks.collapse_readings import (
 )
 from rank_callbacks.callbacks.feature_moments import FeatureMoments, over_processes
 from rank_callbacks.callbacks.lightning import Callback, last_step, step_axis
-from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import shows_layers, tagged
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded
@@ -92,7 +92,8 @@ class NeuralCollapseMonitor(Callback):
     Args:
         num_classes: K.
         layers: Modules whose outputs to measure as well, by name, glob pattern or a function of the name.
-        every_n_steps: Steps between reports, or a schedule: a function of the step. Not used with ``data="val"``.
+        every_n_steps: Steps between reports, or a schedule: a function of the step. Not used with ``data="val"``. The default
+            keeps the cost of a 1024-wide perceptron under 1 % of its training.
         window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` if that is less.
         data: ``"train"``, ``"val"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
             whole batch where it is not a tuple.
@@ -140,8 +141,7 @@ class NeuralCollapseMonitor(Callback):
         check_classes(num_classes)
         if isinstance(data, str) and data not in {"train", "val"}:
             raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
-        if isinstance(data, Iterator):
-            raise ValueError(f"Expected data to be a loader that can be gone through again, got a {type(data).__name__}.")
+        check_loader(data)
         if maps not in MAPS:
             raise ValueError(f"Expected maps to be one of {', '.join(MAPS)}, got {maps!r}.")
         if scalars not in {"auto", "all"}:
@@ -166,6 +166,7 @@ class NeuralCollapseMonitor(Callback):
         self.scalars = scalars
         self._stopwatch = Stopwatch()
         self._capture: FeatureCapture | None = None
+        self._checked = False
         self._start_anew()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -189,6 +190,9 @@ class NeuralCollapseMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, or look at the loader."""
         step = step_axis(trainer)
+        if self.data == "train" and not self._checked:
+            check_labels(labels_of(batch, self.labels), self.num_classes, self.ignore_index)
+            self._checked = True
         if self._capture is not None:
             self._capture.take()  # what validation within the window has left
         with self._stopwatch:
@@ -298,9 +302,7 @@ class NeuralCollapseMonitor(Callback):
     def _taken(self, capture: FeatureCapture, batch: object) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
         """Rows of features and their labels, by layer, and predictions for the penultimate ones."""
         features, predictions = capture.take()
-        labels = labels_of(batch, self.labels).detach()
-        if predictions is not None and labels.shape == (*predictions.shape, self.num_classes):
-            labels = labels.float()  # one-hot integers, which are no labels of tokens
+        labels = soft_if_one_hot(labels_of(batch, self.labels).detach(), self.num_classes)
         rows = {}
         for name, tensor in features.items():
             of_tokens = tensor.shape[: labels.dim()] == labels.shape and tensor.dim() == labels.dim() + 1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["outputs_of", "probe_batches", "undisturbed"]
+__all__ = ["check_loader", "outputs_of", "probe_batches", "undisturbed"]
 
 
 @contextmanager
@@ -36,6 +36,16 @@ def undisturbed(model: LightningModule) -> Generator[None]:
                     buffer.copy_(before)
         np.random.set_state(numpy_state)  # ruff: ignore[numpy-legacy-random]
         random.setstate(python_state)
+
+
+def check_loader(data: object) -> None:
+    """Refuse data that a second look would find empty.
+
+    Raises:
+        ValueError: For an iterator, such as a generator.
+    """
+    if isinstance(data, Iterator):
+        raise ValueError(f"Expected data to be a loader that can be gone through again, got a {type(data).__name__}.")
 
 
 def probe_batches(trainer: Trainer, loader: Iterable[Any]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of
 from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
 from rank_callbacks.callbacks.lightning import Callback, last_step, loss_scale, step_axis
-from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
@@ -96,7 +96,8 @@ class RankCollapseMonitor(Callback):
     Args:
         num_classes: K.
         layers: Which matrices: None for all, glob patterns of names, or a function of the name.
-        every_n_steps: Steps between reports, or a schedule: a function of the step.
+        every_n_steps: Steps between reports, or a schedule: a function of the step. The default keeps the exact spectra of a
+            1024-wide perceptron under 1 % of its training; narrower networks and larger batches afford reports far oftener.
         window: Training steps before each report that it looks at; 8 by default, or ``every_n_steps`` if that is less. A
             longer window makes the residual, and with it the certificates, smaller.
         data: ``"train"`` for training batches as they pass; a loader for ``loss(model(inputs), labels)`` on a fixed set, which
@@ -137,6 +138,7 @@ class RankCollapseMonitor(Callback):
             raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
         if isinstance(data, str) and data != "train":
             raise ValueError(f"Expected data to be 'train' or a loader, got {data!r}.")
+        check_loader(data)
         self.num_classes = num_classes
         self.layers = layers
         # A loader is looked at in one step.

@@ -1,4 +1,4 @@
-"""Class means and within-class scatter of labelled features, in one pass and without loss of digits."""
+"""Class means and within-class scatter of labelled features, batch by batch and without loss of digits."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ __all__ = [
     "contrast_basis",
     "merged_moments",
     "no_moments",
+    "packed_moments",
+    "unpacked_moments",
 ]
 
 # Rows are taken in parts of so many numbers, 2 MiB in float64, which stay in a core's cache.
@@ -133,6 +135,24 @@ def merged_moments(one: ClassMoments, other: ClassMoments) -> ClassMoments:
         return union
     steps = apart * pull[:, None].sqrt()
     return union._replace(scatter=(one.scatter + other.scatter).addmm_(steps.mT, steps))
+
+
+def packed_moments(moments: ClassMoments) -> Tensor:
+    """Moments, with their scatter of all features if they have one, as one vector: what processes and metrics exchange.
+
+    Returns:
+        Shape ``(K·(D + 2),)``, and D² more with a scatter; float64.
+    """
+    parts = (moments.counts, moments.variations, moments.means, moments.scatter)
+    return torch.cat([part.flatten() for part in parts if part is not None])
+
+
+def unpacked_moments(vector: Tensor, num_classes: int, num_features: int) -> ClassMoments:
+    """The moments that ``packed_moments`` made a vector of."""
+    numbers = num_classes * num_features
+    counts, variations, means, scatter = vector.tensor_split([num_classes, 2 * num_classes, 2 * num_classes + numbers])
+    square = scatter.view(num_features, num_features) if len(scatter) else None
+    return ClassMoments(counts, means.view(num_classes, num_features), variations, square)
 
 
 def contrast_basis(means: Tensor) -> Tensor:

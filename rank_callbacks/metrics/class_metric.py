@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from rank_callbacks.functional import ClassMoments, batch_moments, merged_moments
-from rank_callbacks.functional.class_moments import check_classes, no_moments
+from rank_callbacks.functional.class_moments import check_classes, no_moments, packed_moments, unpacked_moments
 
 if TYPE_CHECKING:
     from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
@@ -72,11 +71,11 @@ class ClassMetric(Metric):
             )
         known = self.class_moments()
         batch = batch_moments(features, labels, self.num_classes, known.scatter is not None, self.ignore_index)
-        self.moments = _packed(merged_moments(known, batch))
+        self.moments = packed_moments(merged_moments(known, batch))
 
     def class_moments(self) -> ClassMoments:
         """The moments of all samples so far: of this process, or while synced of all."""
-        return _unpacked(self.moments, self.num_classes, self.num_features)
+        return unpacked_moments(self.moments, self.num_classes, self.num_features)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take in what another metric of the same kind has seen, or a dict of its states."""
@@ -96,7 +95,7 @@ class ClassMetric(Metric):
         return self._plot(val, ax)
 
     def _keep_moments(self, scatter: bool) -> None:
-        default = _packed(no_moments(self.num_classes, self.num_features, scatter))
+        default = packed_moments(no_moments(self.num_classes, self.num_features, scatter))
         merged = partial(_merged, num_classes=self.num_classes, num_features=self.num_features)
         self.add_state("moments", default, dist_reduce_fx=merged)
 
@@ -110,18 +109,6 @@ class ClassMetric(Metric):
         return super()._apply(keeping_type, exclude_state)
 
 
-def _packed(moments: ClassMoments) -> Tensor:
-    parts = (moments.counts, moments.variations, moments.means, moments.scatter)
-    return torch.cat([part.flatten() for part in parts if part is not None])
-
-
-def _unpacked(vector: Tensor, num_classes: int, num_features: int) -> ClassMoments:
-    numbers = num_classes * num_features
-    counts, variations, means, scatter = vector.tensor_split([num_classes, 2 * num_classes, 2 * num_classes + numbers])
-    square = scatter.view(num_features, num_features) if len(scatter) else None
-    return ClassMoments(counts, means.view(num_classes, num_features), variations, square)
-
-
 def _merged(vectors: Tensor, num_classes: int, num_features: int) -> Tensor:
     """The packed moments of the union of samples whose packed moments are stacked."""
-    return _packed(reduce(merged_moments, (_unpacked(vector, num_classes, num_features) for vector in vectors)))
+    return packed_moments(reduce(merged_moments, (unpacked_moments(vector, num_classes, num_features) for vector in vectors)))

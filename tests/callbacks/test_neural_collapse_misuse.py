@@ -479,3 +479,11 @@ def test_training_and_validation_side_by_side() -> None:
     fit(mlp(), *monitors, logger=recorder)
     assert recorder.steps("neural_collapse") == [2]
     assert recorder.steps("validation") == [2]
+
+
+def test_labels_are_checked_at_the_first_batch_however_late_the_first_window() -> None:
+    model = Classifier(two_layers(), torch.randn(24, 6))
+    model.data = TensorDataset(model.data.tensors[0], torch.full((24,), CLASSES))
+    with pytest.raises(ValueError, match=r"Expected labels from 0 to 2, got 3\."):
+        fit(model, NeuralCollapseMonitor(CLASSES, every_n_steps=1000))
+    assert len(model.losses) == 0

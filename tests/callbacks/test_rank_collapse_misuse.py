@@ -481,3 +481,8 @@ def alive_at_each_batch(model: Any, *monitors: RankCollapseMonitor) -> list[int]
 def test_no_graph_and_no_activation_is_kept(model: Any) -> None:
     """Neither after a window nor within one."""
     assert alive_at_each_batch(model, RankCollapseMonitor(K, every_n_steps=4)) == alive_at_each_batch(model)
+
+
+def test_data_that_is_gone_after_one_look() -> None:
+    with pytest.raises(ValueError, match=r"Expected data to be a loader that can be gone through again, got a generator\."):
+        RankCollapseMonitor(3, data=(batch for batch in ()))
