@@ -28,6 +28,7 @@ bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.spectra
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.collapse
+	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.share_of_training
 
 clean:
@@ -37,5 +38,5 @@ clean:
 .venv/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
-	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/pretrained.txt)
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/references.txt)
 	touch $@

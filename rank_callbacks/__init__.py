@@ -6,31 +6,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rank_callbacks.callbacks.feature_rank import FeatureRankMonitor
     from rank_callbacks.callbacks.gradient_rank import GradientRankMonitor
+    from rank_callbacks.callbacks.network_rank import NetworkRankMonitor
     from rank_callbacks.callbacks.neural_collapse import NeuralCollapseMonitor
     from rank_callbacks.callbacks.rank_collapse import RankCollapseMonitor
     from rank_callbacks.callbacks.schedule import log_spaced
     from rank_callbacks.callbacks.weight_rank import WeightRankMonitor
     from rank_callbacks.gradient_bounds import gradient_rank_bounds
+    from rank_callbacks.network_report import network_ranks
 
 __version__ = "0.1.0"
 __all__ = [
+    "FeatureRankMonitor",
     "GradientRankMonitor",
+    "NetworkRankMonitor",
     "NeuralCollapseMonitor",
     "RankCollapseMonitor",
     "WeightRankMonitor",
     "gradient_rank_bounds",
     "log_spaced",
+    "network_ranks",
 ]
 
 # Loaded on first use: TensorBoard imports the package to find its plugins, and must not wait for torch.
 _HOMES = {
+    "FeatureRankMonitor": "rank_callbacks.callbacks.feature_rank",
     "GradientRankMonitor": "rank_callbacks.callbacks.gradient_rank",
+    "NetworkRankMonitor": "rank_callbacks.callbacks.network_rank",
     "NeuralCollapseMonitor": "rank_callbacks.callbacks.neural_collapse",
     "RankCollapseMonitor": "rank_callbacks.callbacks.rank_collapse",
     "WeightRankMonitor": "rank_callbacks.callbacks.weight_rank",
     "gradient_rank_bounds": "rank_callbacks.gradient_bounds",
     "log_spaced": "rank_callbacks.callbacks.schedule",
+    "network_ranks": "rank_callbacks.network_report",
 }
 
 

@@ -79,6 +79,32 @@ MEASURES: dict[str, Measure] = {
             ),
         ),
         Measure(
+            name="energy_effective_rank",
+            title="Exponential of the entropy of the squared singular values.",
+            formula="exp(−Σ p_i ln p_i), p_i = s_i² / Σ s_j²",
+            bounds="[1, r]",
+            at_zero="0",
+            how_to_read="Of centred features, the effective number of principal components. Below the effective rank.",
+            source="Effective dimensionality: a tutorial (Del Giudice, 2021), https://doi.org/10.1080/00273171.2020.1743631",
+        ),
+        Measure(
+            name="rankme",
+            title="Effective rank with a constant added to every share, which are not normalised again.",
+            formula="exp(−Σ p_i ln p_i), p_i = s_i / Σ s_j + epsilon",
+            bounds="[1 − epsilon, (r / (1 + r·epsilon))^(1 + r·epsilon)]",
+            at_zero="0",
+            how_to_read=(
+                "To compare with published RankMe, which is of uncentred features. It exceeds r for a flat spectrum and 1 for "
+                "a rank of one, more so with the 1e-5 that some tools add."
+            ),
+            source=(
+                "RankMe: assessing the downstream performance of pretrained self-supervised representations by their rank "
+                "(Garrido et al., 2023), https://arxiv.org/abs/2210.02885"
+            ),
+            parameter="epsilon",
+            default=1e-7,
+        ),
+        Measure(
             name="numerical_rank",
             title="How many singular values stand above a tolerance relative to the largest.",
             formula="#{i : s_i > max(rtol · s_1, rounding noise of the storage dtype)}",

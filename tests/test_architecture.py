@@ -13,17 +13,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # What each part of the package may import of the others: the arrows of its layout.
 PARTS = {
-    "__init__": {"callbacks", "gradient_bounds", "metrics"},
+    "__init__": {"callbacks", "gradient_bounds", "metrics", "network_report"},
     "tags": set(),
     "catalog": set(),
     "collapse_catalog": set(),
+    "feature_catalog": {"collapse_catalog"},
     "functional": set(),
     "matrices": set(),
     "gradient_bounds": {"functional", "matrices"},
+    "network_report": {"functional", "matrices"},
     "metrics": {"functional"},
     "writers": {"tags", "catalog"},
     "callbacks": {"writers", "metrics", "matrices", "functional", "gradient_bounds", "tags", "catalog"},
-    "figures": {"tags", "catalog", "collapse_catalog"},
+    "figures": {"tags", "catalog", "collapse_catalog", "feature_catalog"},
     "compare": {"figures", "tags", "catalog"},
     "tensorboard_plugin": {"figures", "tags", "catalog"},
 }
@@ -32,6 +34,7 @@ LIBRARIES = {
     "functional": {"torch"},
     "matrices": {"torch"},
     "gradient_bounds": {"torch"},
+    "network_report": {"torch"},
     "metrics": {"torch", "torchmetrics"},
     "writers": {"torch", "numpy", "pytorch_lightning"},
     "callbacks": {"torch", "numpy", "pytorch_lightning", "torchmetrics"},
@@ -40,8 +43,8 @@ LIBRARIES = {
     "tensorboard_plugin": {"numpy", "tensorboard", "werkzeug"},
 }
 # Slow or optional: imported inside the function that needs them.
-INSIDE_FUNCTIONS_ONLY = {"wandb", "tensorboard", "plotly"}
-WITHOUT_TORCH = {"tags", "catalog", "collapse_catalog", "figures", "compare", "tensorboard_plugin"}
+INSIDE_FUNCTIONS_ONLY = {"wandb", "tensorboard", "plotly", "sklearn"}
+WITHOUT_TORCH = {"tags", "catalog", "collapse_catalog", "feature_catalog", "figures", "compare", "tensorboard_plugin"}
 
 
 def part(file: Path) -> str:

@@ -26,7 +26,7 @@ def test_a_row_agrees_with_the_signature_of_its_function(row):
     parameters = inspect.signature(function_of(row.name)).parameters
     assert next(iter(parameters)) == "singular_values"
     if row.parameter is None:
-        assert not {"rtol", "energy", "k"} & parameters.keys()
+        assert not {"rtol", "energy", "epsilon", "k"} & parameters.keys()
     else:
         default = parameters[row.parameter].default
         assert row.default == (None if default is inspect.Parameter.empty else default)
@@ -56,6 +56,10 @@ def test_a_row_is_complete(row):
         ("numerical_rank_1e-2", "numerical_rank", 1e-2),
         ("numerical_rank_0.05", "numerical_rank", 0.05),
         ("numerical_rank_0", "numerical_rank", 0.0),
+        ("rankme", "rankme", 1e-7),
+        ("rankme_1e-5", "rankme", 1e-5),
+        ("rankme_0", "rankme", 0.0),
+        ("energy_effective_rank", "energy_effective_rank", None),
         ("energy_rank", "energy_rank", 0.99),
         ("energy_rank_0.9", "energy_rank", 0.9),
         ("energy_rank_1", "energy_rank", 1.0),
@@ -97,6 +101,8 @@ def test_every_row_is_found_by_its_name(row):
         ("numerical_rank_-1", "Expected a number from 0 for rtol in 'numerical_rank_-1', got -1."),
         ("numerical_rank_nan", "Expected a number from 0 for rtol in 'numerical_rank_nan', got nan."),
         ("numerical_rank_inf", "Expected a number from 0 for rtol in 'numerical_rank_inf', got inf."),
+        ("rankme_-1", "Expected a number from 0 for epsilon in 'rankme_-1', got -1."),
+        ("energy_effective_rank_3", "Expected the name of a measure, got 'energy_effective_rank_3'."),
         ("energy_rank_0", "Expected a share in (0, 1] for energy in 'energy_rank_0', got 0."),
         ("energy_rank_99", "Expected a share in (0, 1] for energy in 'energy_rank_99', got 99."),
         ("distance_to_rank_2.5", "Expected a whole number from 0 for k in 'distance_to_rank_2.5', got 2.5."),

@@ -15,7 +15,7 @@ PACKAGE = find_spec("resemblyzer")  # found but not imported: its own dependenci
 GATES = ("input", "forget", "cell", "output")
 HIDDEN = 256
 
-pytestmark = pytest.mark.skipif(PACKAGE is None, reason="needs trained weights: pip install --no-deps -r tests/pretrained.txt")
+pytestmark = pytest.mark.skipif(PACKAGE is None, reason="needs trained weights: pip install --no-deps -r tests/references.txt")
 
 
 @pytest.fixture(scope="module")

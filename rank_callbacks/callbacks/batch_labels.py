@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rank_callbacks.functional.labels import labelled_rows
 
-__all__ = ["Labels", "check_labels", "labels_of", "labels_of_rows", "soft_if_one_hot"]
+__all__ = ["Labels", "check_labels", "classes_of", "labels_of", "labels_of_rows", "soft_if_one_hot", "tensor_in"]
 
 Labels: TypeAlias = "str | Callable[[Any], Tensor] | None"
 
@@ -24,20 +24,35 @@ def labels_of(batch: Any, labels: Labels = None) -> Tensor:  # ruff: ignore[any-
     Raises:
         ValueError: If there is no tensor where the labels are looked for.
     """
-    found: object
-    if callable(labels):
-        found, place = labels(batch), "what labels= returns"
-    elif isinstance(labels, str):
-        found, place = batch.get(labels) if isinstance(batch, Mapping) else None, f"batch[{labels!r}]"
-    else:
-        is_pair = isinstance(batch, (tuple, list)) and len(batch) > 1
-        found, place = batch[1] if is_pair else None, "the second item of the batch"
-    if not isinstance(found, Tensor):
-        raise ValueError(
-            f"Expected a tensor of labels as {place}, got {type(found).__name__}. The batch is {_looks(batch)}. "
-            "Name the labels by labels='key' for a dict, or by labels=lambda batch: ..."
-        )
-    return found
+    if labels is not None:
+        return tensor_in(batch, labels, "labels")
+    found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    return _checked(found, batch, "labels", "the second item of the batch")
+
+
+def tensor_in(batch: Any, place: str | Callable[[Any], Tensor], name: str) -> Tensor:  # ruff: ignore[any-type]
+    """The tensor in a batch that ``place`` says, the key of a dict or a function of the batch.
+
+    Args:
+        batch: As a loader gives it.
+        place: Where it is.
+        name: Of the argument that says so, for errors.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if callable(place):
+        return _checked(place(batch), batch, name, f"what {name}= returns")
+    return _checked(batch.get(place) if isinstance(batch, Mapping) else None, batch, name, f"batch[{place!r}]")
+
+
+def _checked(found: object, batch: object, name: str, place: str) -> Tensor:
+    if isinstance(found, Tensor):
+        return found
+    raise ValueError(
+        f"Expected a tensor of {name} as {place}, got {type(found).__name__}. The batch is {_looks(batch)}. "
+        f"Name the {name} by {name}='key' for a dict, or by {name}=lambda batch: ..."
+    )
 
 
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
@@ -48,6 +63,18 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int | None) -> 
     """
     is_soft = labels.is_floating_point() and labels.dim() > 1
     labelled_rows(labels, num_classes, labels.numel() // labels.shape[-1] if is_soft else labels.numel(), ignore_index)
+
+
+def classes_of(batch: Any, labels: Labels, num_classes: int, ignore_index: int | None) -> Tensor:  # ruff: ignore[any-type]
+    """One class a sample or token, -1 for none: of soft labels the one with the largest.
+
+    Raises:
+        ValueError: See ``labels_of`` and ``check_labels``.
+    """
+    found = soft_if_one_hot(labels_of(batch, labels).detach(), num_classes)
+    check_labels(found, num_classes, ignore_index)
+    classes = found.argmax(-1) if found.is_floating_point() and found.dim() > 1 else found.long()
+    return classes if ignore_index is None else classes.masked_fill(classes == ignore_index, -1)
 
 
 def soft_if_one_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from rank_callbacks import functional
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of, labels_of_rows, soft_if_one_hot
@@ -20,16 +19,13 @@ from rank_callbacks.callbacks.collapse_readings import (
     readings_of_moments,
 )
 from rank_callbacks.callbacks.feature_moments import FeatureMoments, over_processes
-from rank_callbacks.callbacks.lightning import Callback, last_step, step_axis
-from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.feature_monitor import FeatureMonitor
+from rank_callbacks.callbacks.lightning import step_axis
+from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import shows_layers, tagged
-from rank_callbacks.callbacks.schedule import Windows
-from rank_callbacks.callbacks.sharing import check_not_sharded
-from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.functional import ClassMoments
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.matrices.features import (
-    MAPS,
     PENULTIMATE,
     FeatureCapture,
     feature_layers,
@@ -41,8 +37,10 @@ from rank_callbacks.writers import Report, write_report
 
 __all__ = ["NeuralCollapseMonitor"]
 
+_MAPS = ("mean", "positions", "projection")
 
-class NeuralCollapseMonitor(Callback):
+
+class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
     """Measures how far features have collapsed to their class means, and the means to a simplex.
 
     **When.** ``data="train"``: a window of ordinary training batches ends at each scheduled step, and one with training where
@@ -137,15 +135,10 @@ class NeuralCollapseMonitor(Callback):
         group: str = "neural_collapse",
         scalars: Literal["auto", "all"] = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(data, every_n_steps, window, group, scalars)
         check_classes(num_classes)
-        if isinstance(data, str) and data not in {"train", "val"}:
-            raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
-        check_loader(data)
-        if maps not in MAPS:
-            raise ValueError(f"Expected maps to be one of {', '.join(MAPS)}, got {maps!r}.")
-        if scalars not in {"auto", "all"}:
-            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        if maps not in _MAPS:
+            raise ValueError(f"Expected maps to be one of {', '.join(_MAPS)}, got {maps!r}.")
         if minority is not None and not set(minority) <= set(range(num_classes)):
             raise ValueError(f"Expected minority to hold classes from 0 to {num_classes - 1}, got {list(minority)}.")
         for measure in measures or ():
@@ -153,122 +146,27 @@ class NeuralCollapseMonitor(Callback):
                 raise ValueError(f"Expected the name of a measure, got {measure!r}. Choose from {', '.join(MEASURES)}.")
         self.num_classes = num_classes
         self.layers = layers
-        # A loader is looked at in one step.
-        self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
-        self.data = data
         self.measures = DEFAULT_MEASURES if measures is None else list(measures)
         self.classifier = classifier
         self.maps = maps
         self.labels: Labels = labels
         self.ignore_index = ignore_index
         self.minority = minority
-        self.group = group
-        self.scalars = scalars
-        self._stopwatch = Stopwatch()
-        self._capture: FeatureCapture | None = None
-        self._checked = False
         self._start_anew()
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit; validation inside a fit does not come here."""
-        self._start_anew()
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be measured before any training is paid for."""
-        check_not_sharded(trainer)
-        monitors: list[Any] = getattr(trainer, "callbacks", [])
-        alike = [one for one in monitors if isinstance(one, NeuralCollapseMonitor) and one.group == self.group]
-        if len(alike) > 1:
-            raise ValueError(f"Expected each NeuralCollapseMonitor to have a group= of its own, got {self.group!r} twice.")
-        self._parts(pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and learn when training ends."""
-        self._stopwatch.restart()
-        self.windows.restart(last_step(trainer))
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Open a window where one must begin to end on schedule, or look at the loader."""
-        step = step_axis(trainer)
-        if self.data == "train" and not self._checked:
-            check_labels(labels_of(batch, self.labels), self.num_classes, self.ignore_index)
-            self._checked = True
-        if self._capture is not None:
-            self._capture.take()  # what validation within the window has left
-        with self._stopwatch:
-            if self.data == "val" or self._capture is not None or not self.windows.begin(step):
-                return
-            capture = self._open(pl_module)
-            if not isinstance(self.data, str):
-                self._probe(trainer, pl_module, capture, self.data)
-                self._report(trainer, capture)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Note that the batch ends a step."""
-        self._stepped = True
-
-    @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        """Add what the batch left, and report at the end of the window."""
-        stepped, self._stepped = self._stepped, False
-        if (capture := self._capture) is not None:
-            with self._stopwatch:
-                self._add(capture, batch)
-                if stepped and self.windows.end(step_axis(trainer)):
-                    self._report(trainer, capture)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the hooks."""
-        if self.data == "val" and not trainer.sanity_checking:
-            check_not_sharded(trainer)
-            with self._stopwatch:
-                self._open(pl_module)
-
-    @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add what the batch left."""
-        if self.data == "val" and (capture := self._capture) is not None and dataloader_idx == 0:
-            with self._stopwatch:
-                self._add(capture, batch)
-
-    @torch.no_grad()
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
-        if self.data == "val" and (capture := self._capture) is not None:
-            with self._stopwatch:
-                self._report(trainer, capture)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind."""
-        self._close()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no hook behind."""
-        self._close()
 
     def _start_anew(self) -> None:
-        self._warned: set[str] = set()
+        super()._start_anew()
         self._centers: Tensor | None = None
-        self._stepped = self._checked = False
-        self.windows.restart()
-        self._close()
 
-    def _close(self) -> None:
-        if self._capture is not None:
-            self._capture.close()
-        self._capture = None
+    def _forget(self) -> None:
         self._moments: dict[str, FeatureMoments] = {}
         self._mismatches = self._compared = 0.0
+
+    def _check_model(self, pl_module: LightningModule) -> None:
+        self._parts(pl_module)
+
+    def _check_batch(self, batch: object) -> None:
+        check_labels(labels_of(batch, self.labels), self.num_classes, self.ignore_index)
 
     def _parts(self, pl_module: LightningModule) -> tuple[dict[str, nn.Module], nn.Linear]:
         return feature_layers(pl_module, self.layers), find_classifier(pl_module, self.num_classes, self.classifier)
@@ -276,32 +174,31 @@ class NeuralCollapseMonitor(Callback):
     def _open(self, pl_module: LightningModule) -> FeatureCapture:
         layers, classifier = self._parts(pl_module)
         self._moments = {name: FeatureMoments(self.num_classes, self.ignore_index) for name in (*layers, PENULTIMATE)}
-        self._capture = FeatureCapture(layers, classifier)
-        return self._capture
+        return FeatureCapture(layers, classifier)
 
-    @torch.no_grad()
-    def _probe(self, trainer: Trainer, pl_module: LightningModule, capture: FeatureCapture, loader: Iterable[Any]) -> None:
-        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            self._centers = None
-            for batch in probe_batches(trainer, loader):
-                outputs_of(pl_module, batch)
-                self._add(capture, batch)
-            moments = self._moments[PENULTIMATE].moments()
-            self._centers = None if moments is None else _centers(moments)
-            for batch in probe_batches(trainer, loader) if "nearest_center_mismatch" in self.measures else ():
-                outputs_of(pl_module, batch)
-                self._compare(*self._taken(capture, batch))
+    def _before_batch(self, hooks: FeatureCapture, batch: object) -> None:
+        hooks.take()  # what validation within a window has left
 
-    def _add(self, capture: FeatureCapture, batch: object) -> None:
-        rows, predictions = self._taken(capture, batch)
+    def _after_batch(self, hooks: FeatureCapture, batch: object) -> None:
+        rows, predictions = self._taken(hooks, batch)
         for name, (features, labels) in rows.items():
             self._moments[name].add(features, labels)
         if self._centers is not None:
             self._compare(rows, predictions)
 
-    def _taken(self, capture: FeatureCapture, batch: object) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, hooks: FeatureCapture) -> None:
+        self._centers = None
+        super()._probe(trainer, pl_module, hooks)
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            moments = self._moments[PENULTIMATE].moments()
+            self._centers = None if moments is None else _centers(moments)
+            for batch in probe_batches(trainer, self.data) if "nearest_center_mismatch" in self.measures else ():
+                outputs_of(pl_module, batch)
+                self._compare(*self._taken(hooks, batch))
+
+    def _taken(self, hooks: FeatureCapture, batch: object) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
         """Rows of features and their labels, by layer, and predictions for the penultimate ones."""
-        features, predictions = capture.take()
+        features, predictions = hooks.take()
         labels = soft_if_one_hot(labels_of(batch, self.labels).detach(), self.num_classes)
         rows = {}
         for name, tensor in features.items():
@@ -337,7 +234,7 @@ class NeuralCollapseMonitor(Callback):
             self._mismatches += float(mismatch) * int(counted.sum()) if finite[counted].all() else torch.nan
             self._compared += int(counted.sum())
 
-    def _report(self, trainer: Trainer, capture: FeatureCapture) -> None:
+    def _report(self, trainer: Trainer, hooks: FeatureCapture) -> None:
         step = step_axis(trainer)
         if isinstance(self.data, str):
             moments = over_processes(self._moments, self.num_classes, trainer)
@@ -349,14 +246,13 @@ class NeuralCollapseMonitor(Callback):
             mismatches, compared = self._mismatches, self._compared
         for name in self._moments.keys() - moments.keys():
             self._warn(name, "nothing passed through it")
-        values = self._values(moments, weight_matrices(capture.classifier)["weight"], step)
+        values = self._values(moments, weight_matrices(hooks.classifier)["weight"], step)
         if compared and "nearest_center_mismatch" in self.measures:
             values["nearest_center_mismatch"] = {PENULTIMATE: torch.tensor(mismatches / compared, dtype=torch.float64)}
         if PENULTIMATE in moments:
             self._centers = _centers(moments[PENULTIMATE])
         scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments)))
         write_report(trainer, Report(step, scalars | self._stopwatch.cost(self.group, step), {}))
-        self._close()
 
     def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:
         values: dict[str, dict[str, Tensor]] = {}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from rank_callbacks.tags import Tag
 
 __all__ = ["SUMMARIES", "Spectrum", "measured", "shows_layers", "spectra_by_tag", "tagged", "warn_of_nan"]
 
+_Layer = TypeVar("_Layer", bound=Hashable)
 SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean_over_layers": torch.mean,
     "min_over_layers": torch.amin,
@@ -63,7 +64,7 @@ class Spectrum(NamedTuple):
         return bool(self.singular_values.isfinite().all())
 
 
-def measured(spectra: Mapping[str, Spectrum], measures: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+def measured(spectra: Mapping[_Layer, Spectrum], measures: Sequence[str]) -> dict[str, dict[_Layer, Tensor]]:
     """Every measure of every layer: by measure, then by layer.
 
     Raises:
@@ -97,11 +98,10 @@ def shows_layers(scalars: str, layers: int) -> bool:
     return scalars == "all" or layers <= _MOST_LAYERS_SHOWN
 
 
-def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum]) -> dict[Tag, NDArray[np.float32]]:
+def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum], measure: str = "spectrum") -> dict[Tag, NDArray[np.float32]]:
     """The singular values as writers take them."""
     return {
-        Tag(group, "spectrum", layer): spectrum.singular_values.numpy().astype(np.float32)
-        for layer, spectrum in spectra.items()
+        Tag(group, measure, layer): spectrum.singular_values.numpy().astype(np.float32) for layer, spectrum in spectra.items()
     }
 
 

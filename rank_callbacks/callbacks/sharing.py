@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeAlias, TypeVar
 
 import torch
 from pytorch_lightning import Trainer
@@ -14,11 +14,12 @@ from rank_callbacks.functional import singular_values_of_each, spectrum_cost
 
 __all__ = ["check_not_sharded", "owners", "shared_singular_values"]
 
-_Spectra: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, Tensor]]"
+_Name = TypeVar("_Name", bound=Hashable)
+_Spectra: TypeAlias = "Callable[[Mapping[_Name, Tensor]], dict[_Name, Tensor]]"
 _SHARDING = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
-def owners(costs: Mapping[str, float], processes: int) -> dict[str, int]:
+def owners(costs: Mapping[_Name, float], processes: int) -> dict[_Name, int]:
     """Which process takes which matrix, so that none takes much longer than another.
 
     The dearest matrix goes first, each to the process that has the least to do: at most 4/3 of the best possible time.
@@ -28,7 +29,7 @@ def owners(costs: Mapping[str, float], processes: int) -> dict[str, int]:
         {'a': 0, 'b': 1, 'c': 1}
     """
     busy = [0.0] * processes
-    taken: dict[str, int] = {}
+    taken: dict[_Name, int] = {}
     for name in sorted(costs, key=lambda name: costs[name], reverse=True):
         taken[name] = busy.index(min(busy))
         busy[taken[name]] += costs[name]
@@ -36,8 +37,8 @@ def owners(costs: Mapping[str, float], processes: int) -> dict[str, int]:
 
 
 def shared_singular_values(
-    matrices: Mapping[str, Tensor], trainer: Trainer, spectra: _Spectra = singular_values_of_each
-) -> dict[str, Tensor]:
+    matrices: Mapping[_Name, Tensor], trainer: Trainer, spectra: _Spectra[_Name] = singular_values_of_each
+) -> dict[_Name, Tensor]:
     """Singular values of matrices that are alike on all processes, each computed on one of them.
 
     A collective operation: every process of the trainer must call it with the same names and shapes. A matrix whose
@@ -80,7 +81,7 @@ def check_not_sharded(trainer: Trainer) -> None:
         )
 
 
-def _or_nan(matrices: Mapping[str, Tensor], spectra: _Spectra) -> dict[str, Tensor]:
+def _or_nan(matrices: Mapping[_Name, Tensor], spectra: _Spectra[_Name]) -> dict[_Name, Tensor]:
     try:
         return spectra(matrices)
     except RuntimeError:  # out of memory, or LAPACK did not converge: in one of them, so each is tried by itself

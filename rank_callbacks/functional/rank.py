@@ -4,7 +4,7 @@ Every function takes singular values of shape ``(..., r)`` in descending order, 
 gives float64 of shape ``(...)``. Ratios are taken relative to the largest singular value, so no scale over- or underflows.
 A zero matrix and an empty spectrum have rank 0; a spectrum that is not finite gives NaN. One law orders them::
 
-    1 <= stable_rank <= participation_ratio <= effective_rank <= numerical_rank(rtol=0) <= r
+    1 <= stable_rank <= participation_ratio <= energy_effective_rank <= effective_rank <= numerical_rank(rtol=0) <= r
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ __all__ = [
     "distance_to_rank",
     "effective_rank",
     "energy_at_rank",
+    "energy_effective_rank",
     "energy_rank",
     "frobenius_norm",
     "mp_soft_rank",
     "nuclear_rank",
     "numerical_rank",
     "participation_ratio",
+    "rankme",
     "rounding_noise",
     "rounding_rtol",
     "spectral_norm",
@@ -51,7 +53,7 @@ def stable_rank(singular_values: Tensor) -> Tensor:
     Reference:
         Sampling from large matrices (Rudelson and Vershynin, 2007), https://doi.org/10.1145/1255443.1255449
     """
-    return _relative(singular_values).square().sum(-1)
+    return relative_to_largest(singular_values).square().sum(-1)
 
 
 def participation_ratio(singular_values: Tensor) -> Tensor:
@@ -72,14 +74,14 @@ def participation_ratio(singular_values: Tensor) -> Tensor:
     Reference:
         A theory of multineuronal dimensionality, dynamics and measurement (Gao et al., 2017), https://doi.org/10.1101/214262
     """
-    energy = _relative(singular_values).square()
+    energy = relative_to_largest(singular_values).square()
     return _or_zero(energy.sum(-1).square() / energy.square().sum(-1), singular_values)
 
 
 def effective_rank(singular_values: Tensor) -> Tensor:
     """Exponential of the entropy of the singular values, exp(−Σ p ln p) with p = σ / Σσ and 0 ln 0 = 0.
 
-    No epsilon is added to p: RankMe's 1e-5 makes 6.6 of a rank-one spectrum of 16,384 values.
+    No epsilon is added to p, as it is in ``rankme``: 1e-5 makes 6.6 of a rank-one spectrum of 16,384 values.
     Between 1 and r; 0 for a zero or empty spectrum, NaN where a singular value is not finite.
 
     Args:
@@ -96,8 +98,67 @@ def effective_rank(singular_values: Tensor) -> Tensor:
         The effective rank: a measure of effective dimensionality (Roy and Vetterli, 2007),
         https://ieeexplore.ieee.org/document/7098875
     """
-    share = _relative(singular_values)
+    share = relative_to_largest(singular_values)
     share = share / share.sum(-1, keepdim=True)
+    return _or_zero(torch.special.entr(share).sum(-1).exp(), singular_values)
+
+
+def energy_effective_rank(singular_values: Tensor) -> Tensor:
+    """Exponential of the entropy of the squared singular values, exp(−Σ p ln p) with p = σ² / Σσ² and 0 ln 0 = 0.
+
+    What PCA means by an effective number of dimensions: of centred features, p is the share of explained variance. Squares
+    weigh the tail less than ``effective_rank`` does, so it never stands above that. Between 1 and r; 0 for a zero or empty
+    spectrum, NaN where a singular value is not finite.
+
+    Args:
+        singular_values: Shape ``(..., r)``, descending.
+
+    Returns:
+        Shape ``(...)``, float64.
+
+    Example:
+        >>> energy_effective_rank(torch.tensor([3.0, 3.0, 0.0]))
+        tensor(2., dtype=torch.float64)
+
+    Reference:
+        Effective dimensionality: a tutorial (Del Giudice, 2021), https://doi.org/10.1080/00273171.2020.1743631
+    """
+    energy = relative_to_largest(singular_values).square()
+    energy = energy / energy.sum(-1, keepdim=True)
+    return _or_zero(torch.special.entr(energy).sum(-1).exp(), singular_values)
+
+
+def rankme(singular_values: Tensor, epsilon: float = 1e-7) -> Tensor:
+    """RankMe as published: ``effective_rank`` with a constant added, exp(−Σ p ln p) with p = σ / Σσ + epsilon.
+
+    The p are not normalised again, so their sum is 1 + r·epsilon and RankMe exceeds r for a flat spectrum, by a factor of
+    about exp(r·epsilon·(ln r − 1)): 1.003 for r = 4096 and 1e-7, but 1.35 with the 1e-5 of stable-pretraining. A spectrum of
+    rank one reads more than 1. Use it to compare with the numbers of others, and ``effective_rank`` otherwise, which is the
+    limit for an epsilon of 0. At most (r / (1 + r·epsilon))^(1 + r·epsilon); 0 for a zero or empty spectrum, NaN where a
+    singular value is not finite.
+
+    Args:
+        singular_values: Shape ``(..., r)``, descending: by the paper those of features that are not centred.
+        epsilon: What is added to every share.
+
+    Returns:
+        Shape ``(...)``, float64.
+
+    Raises:
+        ValueError: If ``epsilon`` is negative.
+
+    Example:
+        >>> rankme(torch.ones(4096)), rankme(torch.ones(4096), epsilon=1e-5)
+        (tensor(4108.2952, dtype=torch.float64), tensor(5522.9876, dtype=torch.float64))
+
+    Reference:
+        RankMe: assessing the downstream performance of pretrained self-supervised representations by their rank
+        (Garrido et al., 2023), https://arxiv.org/abs/2210.02885
+    """
+    if not epsilon >= 0:
+        raise ValueError(f"Expected epsilon to be a number from 0, got {epsilon}.")
+    share = relative_to_largest(singular_values)
+    share = share / share.sum(-1, keepdim=True) + epsilon
     return _or_zero(torch.special.entr(share).sum(-1).exp(), singular_values)
 
 
@@ -158,7 +219,7 @@ def energy_rank(singular_values: Tensor, energy: float = 0.99) -> Tensor:
     """
     if not 0 < energy <= 1:
         raise ValueError(f"Expected energy to be in (0, 1], got {energy}.")
-    held = _relative(singular_values).square().cumsum(-1)
+    held = relative_to_largest(singular_values).square().cumsum(-1)
     # Ten equal values hold .7 of the energy with seven of them, though the sums differ in their last digits.
     wanted = energy * (1 - 1e-12) * held[..., -1:]
     return _or_zero((held < wanted).sum(-1).double() + 1, singular_values)
@@ -189,7 +250,7 @@ def energy_at_rank(singular_values: Tensor, k: int) -> Tensor:
     """
     if k < 0:
         raise ValueError(f"Expected k to be a whole number from 0, got {k}.")
-    energy = _relative(singular_values).square()
+    energy = relative_to_largest(singular_values).square()
     return _or_zero(energy[..., :k].sum(-1) / energy.sum(-1), singular_values)
 
 
@@ -211,7 +272,7 @@ def nuclear_rank(singular_values: Tensor) -> Tensor:
     Reference:
         Sampling from large matrices (Rudelson and Vershynin, 2007), https://doi.org/10.1145/1255443.1255449
     """
-    return _relative(singular_values).sum(-1)
+    return relative_to_largest(singular_values).sum(-1)
 
 
 def distance_to_rank(singular_values: Tensor, k: int, relative: bool = True) -> Tensor:
@@ -239,7 +300,7 @@ def distance_to_rank(singular_values: Tensor, k: int, relative: bool = True) -> 
     """
     if k < 0:
         raise ValueError(f"Expected k to be a whole number from 0, got {k}.")
-    scaled = _relative(singular_values)
+    scaled = relative_to_largest(singular_values)
     # NaN + 0 keeps a NaN that stands among the first k.
     distance = torch.linalg.vector_norm(scaled[..., k:], dim=-1) + 0 * scaled.sum(-1)
     if relative:
@@ -266,7 +327,7 @@ def spectral_norm(singular_values: Tensor) -> Tensor:
         Matrix Computations (Golub and Van Loan, 4th edition, 2013), https://doi.org/10.56021/9781421407944
     """
     # A sum over one value, or over none where the spectrum is empty.
-    return singular_values[..., :1].double().sum(-1) + 0 * _relative(singular_values).sum(-1)
+    return singular_values[..., :1].double().sum(-1) + 0 * relative_to_largest(singular_values).sum(-1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
@@ -287,7 +348,7 @@ def frobenius_norm(singular_values: Tensor) -> Tensor:
     Reference:
         Matrix Computations (Golub and Van Loan, 4th edition, 2013), https://doi.org/10.56021/9781421407944
     """
-    return torch.linalg.vector_norm(_relative(singular_values), dim=-1) * spectral_norm(singular_values)
+    return torch.linalg.vector_norm(relative_to_largest(singular_values), dim=-1) * spectral_norm(singular_values)
 
 
 def condition_number(singular_values: Tensor) -> Tensor:
@@ -311,7 +372,7 @@ def condition_number(singular_values: Tensor) -> Tensor:
     """
     if singular_values.shape[-1] == 0:
         return _undefined(singular_values)
-    scaled = _relative(singular_values)
+    scaled = relative_to_largest(singular_values)
     return 1 / scaled[..., -1] + 0 * scaled.sum(-1)
 
 
@@ -413,7 +474,7 @@ def alpha(singular_values: Tensor) -> Tensor:
     Reference:
         Implicit self-regularization in deep neural networks (Martin and Mahoney, 2021), https://arxiv.org/abs/1810.01075
     """
-    rows = _relative(singular_values)[None].flatten(0, -2)
+    rows = relative_to_largest(singular_values)[None].flatten(0, -2)
     fits = [_tail_exponent(row) for row in rows]
     return torch.stack(fits).reshape(singular_values.shape[:-1]) if fits else _undefined(singular_values)
 
@@ -442,7 +503,7 @@ def _tail_distances(logs: Tensor, exponents: Tensor, ends: range) -> Tensor:
     return distances.nan_to_num(nan=torch.inf)
 
 
-def _relative(singular_values: Tensor) -> Tensor:
+def relative_to_largest(singular_values: Tensor) -> Tensor:
     """The singular values over the largest, in float64; zeros where that is zero."""
     values = singular_values.double()
     first = values[..., :1]
@@ -451,7 +512,7 @@ def _relative(singular_values: Tensor) -> Tensor:
 
 def _or_zero(measure: Tensor, singular_values: Tensor) -> Tensor:
     """The measure, with 0 for a zero or empty spectrum and NaN for one that is not finite."""
-    total = _relative(singular_values).sum(-1)
+    total = relative_to_largest(singular_values).sum(-1)
     return torch.where(total.isnan(), torch.nan, torch.where(total > 0, measure, 0.0))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import cmath
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 __all__ = ["METHODS", "singular_values", "singular_values_of_each", "spectrum_cost"]
 
 METHODS = ("auto", "gram", "svd")
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 # Rows cast to float64 at a time: the cast of a block stays in the cache, that of a whole matrix pays for page faults.
 _ROWS_AT_ONCE = 2048
@@ -69,7 +72,7 @@ def singular_values(matrix: Tensor, method: str = "auto") -> Tensor:
     return _by_svd(tall) if method == "svd" else _by_gram(tall.detach())
 
 
-def singular_values_of_each(matrices: Mapping[str, Tensor], method: str = "auto") -> dict[str, Tensor]:
+def singular_values_of_each(matrices: Mapping[_Name, Tensor], method: str = "auto") -> dict[_Name, Tensor]:
     """Singular values of every matrix by its name, small ones of the same shape in one batched call.
 
     A matrix with leading dimensions is block-diagonal: its singular values are those of all its blocks together.
@@ -88,11 +91,11 @@ def singular_values_of_each(matrices: Mapping[str, Tensor], method: str = "auto"
         >>> singular_values_of_each({"diagonal": torch.tensor([[[1.0]], [[2.0]]])})
         {'diagonal': tensor([2., 1.], dtype=torch.float64)}
     """
-    alike: defaultdict[object, list[str]] = defaultdict(list)
+    alike: defaultdict[object, list[_Name]] = defaultdict(list)
     for name, matrix in matrices.items():
         small = matrix.dim() == 2 and max(matrix.shape) <= _BATCHED_UP_TO
         alike[(matrix.shape, matrix.dtype, matrix.device) if small else name].append(name)
-    values: dict[str, Tensor] = {}
+    values: dict[_Name, Tensor] = {}
     for names in alike.values():
         if len(names) > 1:
             values.update(zip(names, singular_values(torch.stack([matrices[name] for name in names]), method), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,16 +14,50 @@ from torch.utils.hooks import RemovableHandle
 from rank_callbacks.matrices.parameters import plain_name
 from rank_callbacks.matrices.selection import Layers, select
 
-__all__ = ["MAPS", "PENULTIMATE", "FeatureCapture", "feature_layers", "feature_rows", "find_classifier"]
+__all__ = [
+    "PENULTIMATE",
+    "FeatureCapture",
+    "OutputHooks",
+    "depth_layers",
+    "feature_layers",
+    "feature_rows",
+    "find_classifier",
+    "first_tensor",
+]
 
 PENULTIMATE = "penultimate"
-MAPS = ("mean", "positions", "projection")
 # They keep squared distances to √(2/512), some 6 per cent.
 _PROJECTED_FEATURES = 512
+_SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+class OutputHooks:
+    """Hooks that hand on what layers give out, from construction until ``close``.
+
+    Args:
+        layers: Modules by name.
+        receive: Called with a layer's name and its output, each time that it runs.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], receive: Callable[[str, Any], None]) -> None:
+        self._receive = receive
+        self._handles: list[RemovableHandle] = [
+            module.register_forward_hook(partial(self._on_output, name)) for name, module in layers.items()
+        ]
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _on_output(self, name: str, module: nn.Module, args: object, output: Any) -> None:  # ruff: ignore[any-type]
+        self._receive(name, output)
 
 
 class FeatureCapture:
-    """Hooks on layers, from construction until ``close``.
+    """Hooks on layers and on the classifier, from construction until ``close``.
 
     Of a layer that runs several times in a batch the last run counts.
 
@@ -36,16 +70,13 @@ class FeatureCapture:
         self.classifier = classifier
         self._features: dict[str, Tensor] = {}
         self._predictions: Tensor | None = None
-        self._handles: list[RemovableHandle] = [
-            module.register_forward_hook(partial(self._on_layer, name)) for name, module in layers.items()
-        ]
-        self._handles.append(classifier.register_forward_hook(self._on_classifier, with_kwargs=True))
+        self._hooks = OutputHooks(layers, self._on_layer)
+        self._classifier_hook = classifier.register_forward_hook(self._on_classifier, with_kwargs=True)
 
     def close(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
+        self._classifier_hook.remove()
 
     def take(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """What the batch left: features by layer, and the classes that the classifier predicts."""
@@ -53,8 +84,8 @@ class FeatureCapture:
         self._features, self._predictions = {}, None
         return taken
 
-    def _on_layer(self, name: str, module: nn.Module, args: object, output: Any) -> None:  # ruff: ignore[any-type]
-        features = _first_tensor(output)
+    def _on_layer(self, name: str, output: object) -> None:
+        features = first_tensor(output)
         if features is not None:
             self._features[name] = features.detach().clone()  # what follows may work in place
 
@@ -63,11 +94,12 @@ class FeatureCapture:
         self._predictions = output.detach().argmax(-1)
 
 
-def _first_tensor(output: object) -> Tensor | None:
+def first_tensor(output: object) -> Tensor | None:
+    """A tensor, or the first of those in a tuple, list or mapping, at whatever depth; None without any."""
     if isinstance(output, Mapping):
         output = tuple(output.values())
     if isinstance(output, (tuple, list)):
-        return next((item for item in output if isinstance(item, Tensor)), None)
+        return next((found for item in output if (found := first_tensor(item)) is not None), None)
     return output if isinstance(output, Tensor) else None
 
 
@@ -110,18 +142,49 @@ def feature_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     return exact | (select(inside, globs) if globs else {})
 
 
+def depth_layers(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:
+    """The modules that ``layers`` means, by name; for None those along the depth.
+
+    Along the depth of a model stand the members of its lists and sequences, and what is beside these.
+
+    They are the blocks of a residual network or a transformer with its stem and head, and the layers of a perceptron. A
+    module that is neither a list nor a sequence and is no member of one counts by its parts. Dropout and identities are left
+    out: in eval mode their features are those before them.
+
+    Raises:
+        ValueError: If a pattern matches none.
+
+    Example:
+        >>> list(depth_layers(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Transformer(8), nn.ReLU()), nn.Dropout())))
+        ['0', '1.0', '1.1']
+    """
+    if layers is not None:
+        return feature_layers(model, layers)
+    return {plain_name(path): module for path, module in _along(model, "") if not isinstance(module, _IDENTITIES)}
+
+
+def _along(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    is_sequence = isinstance(module, _SEQUENCES)
+    for name, child in module.named_children():
+        is_member = is_sequence and not isinstance(child, _SEQUENCES)
+        if is_member or next(child.children(), None) is None:
+            yield path + name, child
+        else:
+            yield from _along(child, f"{path}{name}.")
+
+
 def feature_rows(features: Tensor, samples: int, maps: str) -> Tensor:
     """Features as rows, of shape ``(samples, D)`` or ``(samples, positions, D)``.
 
-    ==================  ==============================================  ============================================
-    features            ``maps="mean"``, ``"projection"``               ``maps="positions"``
-    ==================  ==============================================  ============================================
-    ``(B, D)``          as they are                                     as they are
-    ``(B, T, D)``       mean over tokens; or a random projection of     each token a row
+    ==================  ==============================================  ==================  ============================
+    features            ``maps="mean"``, ``"projection"``               ``maps="flat"``     ``maps="positions"``
+    ==================  ==============================================  ==================  ============================
+    ``(B, D)``          as they are                                     as they are         as they are
+    ``(B, T, D)``       mean over tokens; or a random projection of     all T·D numbers     each token a row
                         all T·D numbers to 512
-    ``(B, C, *sides)``  mean over positions; or a random projection of  each position a row of C features
-                        all C·sides numbers to 512
-    ==================  ==============================================  ============================================
+    ``(B, C, *sides)``  mean over positions; or a random projection of  all C·sides         each position a row of C
+                        all C·sides numbers to 512                      numbers             features
+    ==================  ==============================================  ==================  ============================
 
     Maps are read channels first: ``(B, *sides, C)`` needs a module after which they are.
 
@@ -136,6 +199,8 @@ def feature_rows(features: Tensor, samples: int, maps: str) -> Tensor:
         features = features.transpose(0, 1)
     if features.dim() < 3:
         return features[:, None] if features.dim() == 1 else features
+    if maps == "flat":
+        return features.flatten(1)
     if maps == "projection":
         flat = features.flatten(1)
         return flat @ _projection(flat.shape[1], flat.dtype, flat.device) if flat.shape[1] > _PROJECTED_FEATURES else flat

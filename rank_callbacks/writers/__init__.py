@@ -1,5 +1,6 @@
 """One report to every logger."""
 
 from rank_callbacks.writers.report import Report, write_report
+from rank_callbacks.writers.table import Table
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "Table", "write_report"]

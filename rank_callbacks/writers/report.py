@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.table import Table
 from rank_callbacks.writers.tensorboard import write_to_tensorboard
 from rank_callbacks.writers.wandb import write_to_wandb
 
@@ -25,19 +27,21 @@ class Report(NamedTuple):
         step: Batches after which the optimizer has stepped: the axis of Lightning's own training metrics.
         scalars: Numbers by tag.
         spectra: Singular values by tag, descending, float32.
+        tables: Rows under named columns, by tag.
     """
 
     step: int
     scalars: Mapping[Tag, float]
     spectra: Mapping[Tag, NDArray[np.float32]]
+    tables: Mapping[Tag, Table] = MappingProxyType({})
 
 
 def write_report(trainer: Trainer, report: Report) -> None:
     """Write a report to each of the trainer's loggers, and its scalars to ``trainer.callback_metrics``.
 
-    TensorBoard gets one batched summary, Weights & Biases one row with a histogram for each spectrum, every other logger
-    the scalars. Loggers are written to by the first process alone; ``callback_metrics``, which ``EarlyStopping`` and
-    ``ModelCheckpoint`` read, is filled on all.
+    TensorBoard gets one batched summary, with tables as Markdown in its text dashboard; Weights & Biases one row with a
+    histogram for each spectrum, and tables; every other logger the scalars. Loggers are written to by the first process alone;
+    ``callback_metrics``, which ``EarlyStopping`` and ``ModelCheckpoint`` read, is filled on all.
     """
     trainer.callback_metrics.update({str(tag): torch.tensor(value) for tag, value in report.scalars.items()})
     if trainer.is_global_zero:
@@ -49,8 +53,8 @@ def _write(logger: Logger, report: Report) -> None:
     # By name: pytorch_lightning and lightning.pytorch each have their own classes.
     kinds = {kind.__name__ for kind in type(logger).__mro__}
     if "TensorBoardLogger" in kinds:
-        write_to_tensorboard(logger, report.step, report.scalars, report.spectra)
+        write_to_tensorboard(logger, report.step, report.scalars, report.spectra, report.tables)
     elif "WandbLogger" in kinds:
-        write_to_wandb(logger, report.step, report.scalars, report.spectra)
+        write_to_wandb(logger, report.step, report.scalars, report.spectra, report.tables)
     else:
         logger.log_metrics({str(tag): value for tag, value in report.scalars.items()}, step=report.step)

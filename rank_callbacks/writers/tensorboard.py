@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.table import Table
 
 __all__ = ["PLUGIN_NAME", "write_to_tensorboard"]
 
@@ -20,8 +21,9 @@ def write_to_tensorboard(
     step: int,
     scalars: Mapping[Tag, float],
     spectra: Mapping[Tag, NDArray[np.float32]],
+    tables: Mapping[Tag, Table],
 ) -> None:
-    """Write scalars, and spectra as tensors of our plugin, in one batched summary.
+    """Write scalars, spectra as tensors of our plugin, and tables as text, in one batched summary.
 
     One event of many values is 8 times cheaper to write than an event each, and 2.5 times cheaper to read.
     """
@@ -29,14 +31,20 @@ def write_to_tensorboard(
     from tensorboard.util.tensor_util import make_tensor_proto
 
     # Without a data class TensorBoard does not serve a tensor to its plugins.
-    metadata = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=b'{"version": 1}'),
-        data_class=DATA_CLASS_TENSOR,
+    ours, text = (
+        SummaryMetadata(
+            plugin_data=SummaryMetadata.PluginData(plugin_name=name, content=content), data_class=DATA_CLASS_TENSOR
+        )
+        for name, content in ((PLUGIN_NAME, b'{"version": 1}'), ("text", b""))
     )
     prefix = f"{logger._prefix}-" if logger._prefix else ""  # as the logger's own log_metrics writes it
     values = [Summary.Value(tag=f"{prefix}{tag}", simple_value=value) for tag, value in scalars.items()]
     values += [
-        Summary.Value(tag=f"{prefix}{tag}", tensor=make_tensor_proto(spectrum), metadata=metadata)
+        Summary.Value(tag=f"{prefix}{tag}", tensor=make_tensor_proto(spectrum), metadata=ours)
         for tag, spectrum in spectra.items()
+    ]
+    values += [
+        Summary.Value(tag=f"{prefix}{tag}", tensor=make_tensor_proto([table.markdown().encode()]), metadata=text)
+        for tag, table in tables.items()
     ]
     logger.experiment._get_file_writer().add_summary(Summary(value=values), step)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.table import Table
 
 __all__ = ["write_to_wandb"]
 
@@ -18,9 +19,14 @@ def write_to_wandb(
     step: int,
     scalars: Mapping[Tag, float],
     spectra: Mapping[Tag, NDArray[np.float32]],
+    tables: Mapping[Tag, Table],
 ) -> None:
-    """Write scalars, and each spectrum as a histogram of its singular values; a spectrum with a NaN has none."""
+    """Write scalars, tables, and each spectrum as a histogram of its singular values; a spectrum with a NaN has none."""
     import wandb
 
     histograms = {str(tag): wandb.Histogram(values.tolist()) for tag, values in spectra.items() if np.isfinite(values).all()}
-    logger.log_metrics({str(tag): value for tag, value in scalars.items()} | histograms, step=step)
+    media = histograms | {
+        str(tag): wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
+        for tag, table in tables.items()
+    }
+    logger.log_metrics({str(tag): value for tag, value in scalars.items()} | media, step=step)

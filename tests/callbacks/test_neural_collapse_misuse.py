@@ -316,7 +316,7 @@ def test_no_hook_is_left(data: str, error: type[BaseException] | None) -> None:
     # Of three layers, and twice of the classifier.
     assert model.hooks[PLACES[data]][:2] == ([0, 0] if data == "train" else [5, 5])
     assert hooks(model) == 0
-    assert monitor._capture is None
+    assert monitor._hooks is None
     again = crashing()
     if data == "loader":
         monitor.data = shuffled(again)

@@ -17,12 +17,14 @@ from rank_callbacks.functional import (
     distance_to_rank,
     effective_rank,
     energy_at_rank,
+    energy_effective_rank,
     energy_rank,
     frobenius_norm,
     mp_soft_rank,
     nuclear_rank,
     numerical_rank,
     participation_ratio,
+    rankme,
     rounding_noise,
     singular_values,
     spectral_norm,
@@ -35,6 +37,8 @@ ALL = {
     "stable_rank": stable_rank,
     "participation_ratio": participation_ratio,
     "effective_rank": effective_rank,
+    "energy_effective_rank": energy_effective_rank,
+    "rankme": rankme,
     "numerical_rank": numerical_rank,
     "energy_at_rank": partial(energy_at_rank, k=2),
     "energy_rank": energy_rank,
@@ -79,6 +83,10 @@ def test_every_measure_of_the_catalogue_is_tested_here():
         pytest.param(stable_rank, 1.0167553713836919, id="stable_rank"),
         pytest.param(participation_ratio, 1.0335028696951716, id="participation_ratio"),
         pytest.param(effective_rank, 1.478377448303893, id="effective_rank"),
+        pytest.param(energy_effective_rank, 1.0879590943619206, id="energy_effective_rank"),
+        pytest.param(rankme, 1.4783792733429664, id="rankme_1e-7"),
+        pytest.param(partial(rankme, epsilon=1e-5), 1.4785594238116273, id="rankme_1e-5"),
+        pytest.param(partial(rankme, epsilon=0), 1.478377448303893, id="rankme_0"),
         pytest.param(nuclear_rank, 1.1360845006593026, id="nuclear_rank"),
         pytest.param(lambda s: nuclear_rank(s) ** 2 / stable_rank(s), 1.2694184156429023, id="nuclear_over_frobenius"),
         pytest.param(partial(distance_to_rank, k=2, relative=False), 0.010359464038737175, id="distance_to_rank_2"),
@@ -120,7 +128,9 @@ def test_one_harmonic_spectrum_has_four_ranks(measure, exact, in_the_documentati
 
 
 @pytest.mark.parametrize("value", [1.0, 3.7, 1e-30])
-@pytest.mark.parametrize("measure", [stable_rank, participation_ratio, effective_rank, nuclear_rank, energy_rank])
+@pytest.mark.parametrize(
+    "measure", [stable_rank, participation_ratio, effective_rank, energy_effective_rank, nuclear_rank, energy_rank]
+)
 def test_one_value_among_16384_zeros_has_rank_exactly_one(measure, value):
     values = torch.zeros(16_384)
     values[0] = value
@@ -130,12 +140,32 @@ def test_one_value_among_16384_zeros_has_rank_exactly_one(measure, value):
 @pytest.mark.parametrize("count", [1, 7, 10])
 @pytest.mark.parametrize(
     "measure",
-    [stable_rank, participation_ratio, effective_rank, nuclear_rank, numerical_rank, partial(energy_rank, energy=1.0)],
+    [
+        stable_rank,
+        participation_ratio,
+        effective_rank,
+        energy_effective_rank,
+        nuclear_rank,
+        numerical_rank,
+        partial(energy_rank, energy=1.0),
+    ],
 )
 def test_equal_values_beside_zeros_count_as_many_as_they_are(measure, count):
     values = torch.zeros(12)
     values[:count] = 0.3
     assert_equal(measure(values), count, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("count", "tools"), [(768, 802.0), (2048, 2345), (4096, 5523)])
+def test_rankme_of_a_flat_spectrum_exceeds_the_number_of_features(count, tools):
+    assert rankme(torch.ones(count), epsilon=1e-5).item() == pytest.approx(tools, abs=0.5)
+    assert 1 < rankme(torch.ones(count)).item() / count < 1.0031
+
+
+def test_rankme_of_rank_one_exceeds_one():
+    values = torch.zeros(16_384)
+    values[0] = 1
+    assert rankme(values, epsilon=1e-5).item() == pytest.approx(6.6, abs=0.05)
 
 
 @pytest.mark.parametrize("count", [10, 25])  # in floating point 7 / 25 * 25 is above 7
@@ -202,8 +232,21 @@ def assert_ascending(*ranks: float) -> None:
 @laws
 @given(float64_spectra())
 def test_ranks_are_ordered(values):
-    ranks = (stable_rank(values), participation_ratio(values), effective_rank(values), numerical_rank(values, rtol=0))
-    assert_ascending(1, *(rank.item() for rank in ranks), len(values))
+    measures = (stable_rank, participation_ratio, energy_effective_rank, effective_rank, partial(numerical_rank, rtol=0))
+    assert_ascending(1, *(measure(values).item() for measure in measures), len(values))
+
+
+@laws
+@given(float64_spectra(), st.sampled_from([0.0, 1e-12, 1e-7, 1e-5, 1e-3]))
+def test_rankme_lies_within_its_bounds(values, epsilon):
+    total = 1 + len(values) * epsilon
+    assert_ascending(1 - epsilon, rankme(values, epsilon).item(), (len(values) / total) ** total)
+
+
+@laws
+@given(float64_spectra())
+def test_rankme_without_epsilon_is_the_effective_rank(values):
+    assert_equal(rankme(values, epsilon=0), effective_rank(values).item())
 
 
 @laws
@@ -327,6 +370,11 @@ def naive_effective_rank(s: np.ndarray) -> float:
     return np.exp(-np.sum(p * np.log(p)))
 
 
+def naive_rankme(s: np.ndarray, epsilon: float) -> float:
+    p = s / s.sum() + epsilon
+    return np.exp(-np.sum(p * np.log(p)))
+
+
 def naive_energy_rank(s: np.ndarray, energy: float) -> int:
     return next(k for k in range(len(s) + 1) if sum(s[:k] ** 2) >= energy * sum(s**2))
 
@@ -363,6 +411,9 @@ def naive_alpha(s: np.ndarray) -> float:
         pytest.param(stable_rank, lambda s, _: np.sum(s**2) / np.max(s) ** 2, id="stable_rank"),
         pytest.param(participation_ratio, lambda s, _: np.sum(s**2) ** 2 / np.sum(s**4), id="participation_ratio"),
         pytest.param(effective_rank, lambda s, _: naive_effective_rank(s), id="effective_rank"),
+        pytest.param(energy_effective_rank, lambda s, _: naive_effective_rank(s**2), id="energy_effective_rank"),
+        pytest.param(rankme, lambda s, _: naive_rankme(s, 1e-7), id="rankme"),
+        pytest.param(partial(rankme, epsilon=0.01), lambda s, _: naive_rankme(s, 0.01), id="rankme_0.01"),
         pytest.param(partial(numerical_rank, rtol=0.3), lambda s, _: np.sum(s > 0.3 * s[0]), id="numerical_rank"),
         pytest.param(partial(energy_rank, energy=0.8), lambda s, _: naive_energy_rank(s, 0.8), id="energy_rank"),
         pytest.param(partial(energy_at_rank, k=5), lambda s, _: np.sum(s[:5] ** 2) / np.sum(s**2), id="energy_at_rank"),
@@ -476,6 +527,12 @@ def test_rounding_noise_is_in_the_unit_of_the_matrix(scale):
 def test_numerical_rank_refuses_a_tolerance_below_zero(rtol):
     with pytest.raises(ValueError, match=rf"Expected rtol to be a number from 0, got {rtol}\."):
         numerical_rank(geometric(), rtol=rtol)
+
+
+@pytest.mark.parametrize("epsilon", [-1e-7, NAN])
+def test_rankme_refuses_an_epsilon_below_zero(epsilon):
+    with pytest.raises(ValueError, match=rf"Expected epsilon to be a number from 0, got {epsilon}\."):
+        rankme(geometric(), epsilon)
 
 
 @pytest.mark.parametrize("energy", [0, -0.5, 1.01, NAN])

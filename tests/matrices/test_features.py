@@ -4,14 +4,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torchmetrics.classification import MulticlassAccuracy
 
-from rank_callbacks.matrices.features import FeatureCapture, feature_layers, feature_rows, find_classifier
+from rank_callbacks.matrices.features import (
+    FeatureCapture,
+    OutputHooks,
+    depth_layers,
+    feature_layers,
+    feature_rows,
+    find_classifier,
+)
 
 
 def test_a_row_a_sample() -> None:
     assert feature_rows(torch.arange(3.0), 3, "mean").tolist() == [[0], [1], [2]]
     matrix = torch.randn(3, 5)
-    for maps in ("mean", "positions", "projection"):
+    for maps in ("mean", "positions", "projection", "flat"):
         assert torch.equal(feature_rows(matrix, 3, maps), matrix)
 
 
@@ -23,9 +31,15 @@ def test_feature_maps(sides: tuple[int, ...]) -> None:
     assert torch.equal(feature_rows(features, 3, "positions"), rows)
     torch.testing.assert_close(feature_rows(features, 3, "mean"), rows.mean(1))
     assert torch.equal(feature_rows(features, 3, "projection"), features.flatten(1))
+    assert torch.equal(feature_rows(features, 3, "flat"), features.flatten(1))
 
 
-@pytest.mark.parametrize("maps", ["mean", "positions", "projection"])
+def test_flat_is_never_projected() -> None:
+    features = torch.randn(3, 2, 300)
+    assert torch.equal(feature_rows(features, 3, "flat"), features.flatten(1))
+
+
+@pytest.mark.parametrize("maps", ["mean", "positions", "projection", "flat"])
 def test_tokens_before_samples(maps: str) -> None:
     features = torch.randn(4, 3, 5)
     assert torch.equal(feature_rows(features, 3, maps), feature_rows(features.transpose(0, 1), 3, maps))
@@ -93,6 +107,72 @@ def test_pattern_that_matches_nothing(layers: Any, message: str) -> None:
         feature_layers(model(), layers)
 
 
+class Residual(nn.Module):
+    """Parts that are no part of the depth: a block counts as one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm, self.shortcut = nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.Sequential(nn.ReLU())
+
+
+class ResNet(nn.Module):
+    """A stem, two stages of two blocks, pooling and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.layer1, self.layer2 = (nn.Sequential(Residual(4), Residual(4)) for _ in range(2))
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+
+class ViT(nn.Module):
+    """An embedding that is a module of parts, blocks in an encoder, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, 8, 4), "norm": nn.Identity()})
+        self.pos_drop = nn.Dropout(0.1)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+
+class Wrapped(nn.Module):
+    """As a Lightning module holds a network, with a loss and a metric."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.net, self.loss, self.accuracy = network, nn.CrossEntropyLoss(), MulticlassAccuracy(3)
+
+
+RESNET = ["conv1", "bn1", "relu", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "avgpool", "fc"]
+VIT = ["patch_embed.proj", "encoder.layers.0", "encoder.layers.1", "norm", "head"]
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        pytest.param(ResNet, RESNET, id="residual network"),
+        pytest.param(ViT, VIT, id="vision transformer"),
+        pytest.param(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ["0", "1", "2"], id="perceptron"),
+        pytest.param(lambda: nn.Sequential(nn.Conv1d(1, 1, 1), nn.Dropout1d(), nn.Identity()), ["0"], id="dropout"),
+        pytest.param(lambda: nn.Sequential(nn.Sequential(nn.ModuleList([nn.Linear(1, 1)]))), ["0.0.0"], id="nested lists"),
+        pytest.param(lambda: nn.ModuleDict({"a": Residual(2), "b": nn.LSTM(2, 2)}), ["a", "b"], id="dictionary"),
+        pytest.param(lambda: nn.Linear(2, 2), [], id="a single layer"),
+        pytest.param(lambda: Wrapped(ResNet()), [f"net.{name}" for name in RESNET] + ["loss", "accuracy"], id="wrapped"),
+    ],
+)
+def test_layers_along_the_depth(model: Any, names: list[str]) -> None:
+    network = model()
+    got = depth_layers(network)
+    assert list(got) == names
+    assert all(module is network.get_submodule(name) for name, module in got.items())
+
+
+def test_depth_of_a_compiled_model() -> None:
+    """Names are those of the model that was compiled."""
+    assert list(depth_layers(Wrapped(torch.compile(ResNet()))))[:-2] == [f"net.{name}" for name in RESNET]
+
+
 @pytest.mark.parametrize(
     ("classes", "name", "found"),
     [(3, None, "head"), (2, None, "aside"), (5, None, "encoder.0"), (3, "encoder.2", "encoder.2"), (3, "head", "head")],
@@ -113,6 +193,29 @@ def test_no_classifier(name: str | None) -> None:
     what = "a linear layer" if name is None else f"classifier='{name}' to be a linear layer"
     with pytest.raises(ValueError, match=f"Expected {what} with num_classes=4 outputs, .*{sizes}"):
         find_classifier(model(), 4, name)
+
+
+class TestOutputHooks:
+    def test_every_output_as_it_is(self) -> None:
+        received: list[tuple[str, Any]] = []
+        network = nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3))
+        hooks = OutputHooks({"a": network[0], "b": network[1]}, lambda name, output: received.append((name, output)))
+        output = network(torch.randn(6, 4))
+        network[0](torch.randn(2, 4))
+        assert [name for name, _ in received] == ["a", "b", "a"]
+        assert received[1][1] is output
+        assert [tuple(received[place][1].shape) for place in (0, 2)] == [(6, 5), (2, 5)]
+        hooks.close()
+        network(torch.randn(6, 4))
+        assert len(received) == 3
+        assert not any(module._forward_hooks for module in network.modules())
+
+    def test_what_it_is_given_back_changes_nothing(self) -> None:
+        layer, inputs = nn.Linear(4, 5), torch.randn(6, 4)
+        hooks = OutputHooks({"layer": layer}, lambda name, output: torch.zeros(1))
+        watched = layer(inputs)
+        hooks.close()
+        assert torch.equal(watched, layer(inputs))
 
 
 class TestCapture:
@@ -150,7 +253,7 @@ class TestCapture:
             pytest.param(lambda x: [None, x], True, id="list that begins with something else"),
             pytest.param(lambda x: {"loss": 1.0, "hidden": x}, True, id="dict"),
             pytest.param(lambda x: ("a", 1), False, id="tuple without a tensor"),
-            pytest.param(lambda x: ((x,),), False, id="tensors deeper inside"),
+            pytest.param(lambda x: (None, {"hidden": (x,)}), True, id="tensors deeper inside"),
             pytest.param(lambda x: None, False, id="nothing"),
         ],
     )

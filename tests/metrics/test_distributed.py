@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.metrics.cases import CASES, linear, samples
+from tests.metrics.feature_cases import FEATURE_CASES, objects
 from tests.metrics.two_processes import SHARES, second_share
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +61,17 @@ def test_forward_that_syncs_gives_the_value_of_both(seen: list[dict[str, Any]]) 
     features, labels = samples()
     for process in seen:
         torch.testing.assert_close(process["forward"], CASES["nc1_pinv"].twin(features, labels, linear()))
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("name", FEATURE_CASES)
+def test_two_processes_see_the_rank_of_all_features(seen: list[dict[str, Any]], share: str, name: str) -> None:
+    first, second = (process["of features"][share][name] for process in seen)
+    torch.testing.assert_close(first["value"], FEATURE_CASES[name].twin(objects()), atol=0, rtol=1e-10)
+    assert torch.equal(first["value"], second["value"])
+    assert first["restored"]
+    assert second["restored"]
+    views = objects()
+    more = FEATURE_CASES[name].twin(torch.cat([views, views[:5], views[:5] + 1]))
+    for process in (first, second):
+        torch.testing.assert_close(process["later"], more, atol=0, rtol=1e-10)

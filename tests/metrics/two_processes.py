@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.metrics.cases import CASES, CLASSES, linear, samples
+from tests.metrics.feature_cases import FEATURE_CASES, objects
 
 # What the second process gets: few samples and not of every class, all but one sample, none at all.
 SHARES = ("few", "most", "none")
@@ -41,11 +42,30 @@ def measured(process: int, share: str, **options: Any) -> dict[str, dict[str, An
     return found
 
 
+def measured_features(process: int, share: str) -> dict[str, dict[str, Any]]:
+    """The same of each metric of features; the second process gets the first 7 objects, all but one, or none."""
+    views = objects()
+    second = torch.arange(len(views)) < {"few": 7, "most": len(views) - 1, "none": 0}[share]
+    mine = views[second if process else ~second]
+    found = {}
+    for name, case in FEATURE_CASES.items():
+        metric = case.metric()
+        for part in mine.split(5) if len(mine) else ():
+            metric.update(part)
+        before = metric.moments.clone()
+        value = metric.compute()
+        restored = torch.equal(metric.moments, before)
+        metric.update(views[:5] + process)
+        found[name] = {"value": value, "restored": restored, "later": metric.compute()}
+    return found
+
+
 def main(folder: Path, process: int) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", store, rank=process, world_size=2, timeout=timedelta(seconds=60))
-    found = {share: measured(process, share) for share in SHARES}
+    found: dict[str, Any] = {share: measured(process, share) for share in SHARES}
+    found["of features"] = {share: measured_features(process, share) for share in SHARES}
     metric = CASES["nc1_pinv"].metric(linear(), dist_sync_on_step=True)
     features, labels = samples()
     mine = torch.arange(len(labels)) % 2 == process

@@ -1,0 +1,207 @@
+"""What the monitors of features share: when they look, at what, and how they leave no hook behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from rank_callbacks.callbacks.lightning import Callback, last_step, step_axis
+from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.schedule import Schedule, Windows
+from rank_callbacks.callbacks.sharing import check_not_sharded
+from rank_callbacks.callbacks.stopwatch import Stopwatch
+
+__all__ = ["Data", "FeatureMonitor"]
+
+Data: TypeAlias = "Literal['train', 'val'] | Iterable[Any]"
+
+
+class _Hooks(Protocol):
+    def close(self) -> None: ...
+
+
+Hooks = TypeVar("Hooks", bound=_Hooks)
+
+
+class FeatureMonitor(Callback, Generic[Hooks]):
+    """A monitor of what passes through layers: in windows of training, in runs of validation, or on a loader.
+
+    A subclass says what a look is: ``_open`` sets hooks, ``_before_batch`` and ``_after_batch`` are called around each of its
+    batches, ``_report`` at its end, and ``_forget`` when it is over, however it ended.
+
+    Args:
+        data: ``"train"``, ``"val"``, or a loader.
+        every_n_steps: Steps between reports, or a schedule. Not used with ``data="val"``.
+        window: Training steps before each report that are looked at.
+        group: First part of the tags.
+        scalars: ``"auto"`` or ``"all"``.
+
+    Raises:
+        ValueError: If an argument is not one of these; and when fitting starts if the model is sharded or two monitors of
+            one kind have the same ``group``.
+    """
+
+    def __init__(
+        self, data: Data, every_n_steps: int | Schedule, window: int | None, group: str, scalars: Literal["auto", "all"]
+    ) -> None:
+        super().__init__()
+        if isinstance(data, str) and data not in {"train", "val"}:
+            raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
+        check_loader(data)
+        if scalars not in {"auto", "all"}:
+            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        self.data = data
+        # A loader is looked at in one step.
+        self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
+        self.group = group
+        self.scalars = scalars
+        self._stopwatch = Stopwatch()
+        self._hooks: Hooks | None = None
+        self._warned: set[str] = set()
+        self._stepped = self._checked = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; validation inside a fit does not come here."""
+        self._start_anew()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be measured before any training is paid for."""
+        check_not_sharded(trainer)
+        monitors: list[Any] = getattr(trainer, "callbacks", [])
+        if sum(type(one) is type(self) and one.group == self.group for one in monitors) > 1:
+            raise ValueError(f"Expected each {type(self).__name__} to have a group= of its own, got {self.group!r} twice.")
+        self._check_model(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and learn when training ends."""
+        self._stopwatch.restart()
+        self.windows.restart(last_step(trainer))
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Open a window where one must begin to end on schedule, or look at the loader."""
+        if self.data == "val":
+            return
+        with self._stopwatch:
+            is_probe = not isinstance(self.data, str)
+            if not (is_probe or self._checked):
+                self._check_batch(batch)
+                self._checked = True
+            if self._hooks is None and self.windows.begin(step_axis(trainer)):
+                self._hooks = self._open(pl_module)
+                if is_probe:
+                    self._probe(trainer, pl_module, self._hooks)
+                    self._end(trainer, self._hooks)
+            if self._hooks is not None:
+                self._before_batch(self._hooks, batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note that the batch ends a step."""
+        self._stepped = True
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Take what the batch left, and report at the end of the window."""
+        stepped, self._stepped = self._stepped, False
+        if self._hooks is not None:
+            with self._stopwatch:
+                self._after_batch(self._hooks, batch)
+                if stepped and self.windows.end(step_axis(trainer)):
+                    self._end(trainer, self._hooks)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the hooks."""
+        if self.data == "val" and not trainer.sanity_checking:
+            check_not_sharded(trainer)
+            with self._stopwatch:
+                self._hooks = self._open(pl_module)
+
+    @torch.no_grad()
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Tell what the batch is."""
+        if self.data == "val" and self._hooks is not None and dataloader_idx == 0:
+            with self._stopwatch:
+                self._before_batch(self._hooks, batch)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take what the batch left."""
+        if self.data == "val" and self._hooks is not None and dataloader_idx == 0:
+            with self._stopwatch:
+                self._after_batch(self._hooks, batch)
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if self.data == "val" and self._hooks is not None:
+            with self._stopwatch:
+                self._end(trainer, self._hooks)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, hooks: Hooks) -> None:
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            for batch in probe_batches(trainer, self.data):
+                self._before_batch(hooks, batch)
+                outputs_of(pl_module, batch)
+                self._after_batch(hooks, batch)
+
+    def _start_anew(self) -> None:
+        self._warned.clear()
+        self._stepped = self._checked = False
+        self.windows.restart()
+        self._close()
+
+    def _end(self, trainer: Trainer, hooks: Hooks) -> None:
+        self._report(trainer, hooks)
+        self._close()
+
+    def _close(self) -> None:
+        if self._hooks is not None:
+            self._hooks.close()
+        self._hooks = None
+        self._forget()
+
+    def _check_model(self, pl_module: LightningModule) -> None:
+        """Refuse a model in which the look would find nothing."""
+        raise NotImplementedError
+
+    def _check_batch(self, batch: object) -> None:
+        """Refuse the first batch of training."""
+
+    def _open(self, pl_module: LightningModule) -> Hooks:
+        raise NotImplementedError
+
+    def _before_batch(self, hooks: Hooks, batch: object) -> None:
+        raise NotImplementedError
+
+    def _after_batch(self, hooks: Hooks, batch: object) -> None:
+        raise NotImplementedError
+
+    def _report(self, trainer: Trainer, hooks: Hooks) -> None:
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        raise NotImplementedError

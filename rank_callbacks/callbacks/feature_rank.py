@@ -1,0 +1,319 @@
+"""The ranks of a network's features."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from rank_callbacks import functional
+from rank_callbacks.callbacks.batch_labels import Labels, classes_of, tensor_in
+from rank_callbacks.callbacks.feature_monitor import FeatureMonitor
+from rank_callbacks.callbacks.feature_readings import (
+    Part,
+    check_measure,
+    is_of_spectrum,
+    needs_centered,
+    readings_of_classes,
+    readings_of_layers,
+    readings_of_rows,
+    readings_of_spectra,
+)
+from rank_callbacks.callbacks.feature_sample import SampledRows, over_processes
+from rank_callbacks.callbacks.layer_features import BatchFacts, LayerFeatures, views_over_processes
+from rank_callbacks.callbacks.lightning import step_axis
+from rank_callbacks.callbacks.readings import Spectrum, shows_layers, spectra_by_tag, tagged, warn_of_nan
+from rank_callbacks.callbacks.sharing import shared_singular_values
+from rank_callbacks.functional.class_moments import check_classes
+from rank_callbacks.functional.lidar import moment_lidar
+from rank_callbacks.functional.second_moments import SecondMoments, moment_singular_values
+from rank_callbacks.matrices.features import depth_layers, first_tensor
+from rank_callbacks.tags import Tag
+from rank_callbacks.writers import Report, write_report
+
+__all__ = ["FeatureRankMonitor"]
+
+_MAPS = ("positions", "mean", "flat")
+
+
+class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
+    """Measures the rank of the features of each layer: how many directions are left of the data along the depth.
+
+    **When.** ``data="val"``: every run of validation, of the first validation loader. ``"train"``: a window of training
+    batches ends at each scheduled step, and one with training where no other is open: in training mode as they pass, while
+    the weights move. A loader: at each scheduled step and the last, one pass over it in eval mode with fixed weights.
+
+    **Logs** ``feature_rank/<measure>/<layer>``, and the mean, minimum and maximum over layers. The features of a layer are
+    the rows of a matrix X of shape ``(N, D)``; a measure is of its singular values, of those of X less its mean row, or of the
+    rows:
+
+    ====================================  ==================================================================  ==============
+    measure                               what                                                                range
+    ====================================  ==================================================================  ==============
+    any of ``docs/measures.md``:          of the singular values of X, as published for ``effective_rank``    [1, min(N, D)]
+    ``effective_rank``, ``rankme``, ...   and ``rankme``
+    ``centered_<measure>``:               the same after the mean feature is subtracted, as in PCA:           [0, min(N, D)]
+    ``centered_energy_rank_0.95``, ...    ``centered_energy_rank_0.95`` is the PCA dimension at 95 %
+    ``corrected_participation_ratio``     ``centered_participation_ratio`` without the bias of a small N/D    [1, ∞)
+    ``alpha_req``                         exponent of the power law of the eigenvalues of the covariance      (−∞, ∞)
+    ``saturation``                        delve's: principal directions that hold 99 %, over D                (0, 1]
+    ``two_nn``                            intrinsic dimension from two nearest neighbours                     (0, ∞)
+    ``lidar``                             of ``views`` of each sample                                         [1, D]
+    ``dead_fraction``                     features that are 0 in every row                                    [0, 1]
+    ``dormant_ratio_0.025``               features whose mean size is at most 0.025 of the layer's            [0, 1]
+    ====================================  ==================================================================  ==============
+
+    Beside them ``samples``, N; ``samples_per_feature``, N/D, below 10 of which every rank reads low; with the first report
+    ``depth``, the place of the layer in the order in which layers ran; and, as arrays, ``spectrum`` and
+    ``centered_spectrum``, singular values over √N, so that their squares are mean energies.
+
+    With ``num_classes`` each measure of a spectrum is read of each class alone: ``<measure>_of_class_<k>`` where classes times
+    layers are up to 50 (or with ``scalars="all"``), ``<measure>_mean_over_classes``, ``<measure>_min_over_classes`` and
+    ``<measure>_lowest_class``, which one that is. ``samples_per_class`` is the least; classes with one sample are left out.
+
+    **Samples.** N is bounded: each row that passes has the same chance to be among those kept, and the same rows of a loader
+    that does not shuffle are kept at each report. A layer that runs several times in a batch has that many more rows.
+
+    **NaN.** NaN or infinite features read NaN in every measure, and so do fewer than two rows; one warning a layer. A layer
+    named in ``layers`` that does not run, gives no floating-point tensor or changes its width has no reading, and a warning.
+
+    **Cost.** Copies of the rows that are kept; at each report N·D² operations in float64 and an eigenvalue problem of size
+    min(N, D) for each of the two spectra that is asked for, and N²·D for ``two_nn``. Memory for N·D numbers a layer. With
+    ``views``, D² operations a vector.
+
+    **Distributed.** The rows kept by all processes are gathered, and the spectra shared out. As long as N is not reached
+    the readings are those of one process. Every process goes through a loader; the rows of the first count. Sharded models
+    are refused.
+
+    Args:
+        measures: Names as above, a parameter as a suffix.
+        layers: Modules whose outputs to measure, by name, glob pattern or a function of the name. None for those along the
+            depth: members of lists and sequences, and what stands beside them; of these, whatever gives features.
+        every_n_steps: Steps between reports, or a schedule: a function of the step. Not used with ``data="val"``.
+        window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` if that is less.
+        data: ``"val"``, ``"train"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
+            whole batch where it is not a tuple.
+        maps: What a row is: each of the ``"positions"`` of a feature map and each token, their ``"mean"``, or all numbers of a
+            sample, ``"flat"``: see ``feature_rows``.
+        samples: Rows to keep of each layer; None for 4·D, at least 1,024 and at most 8,192 for each class, in at most 64 MiB.
+        mask: Where a batch says which tokens count, and which are padding: the key of a dict, or a function of the batch that
+            gives a tensor of shape ``(samples, tokens)``, 0 or False for padding.
+        num_classes: K, to read each class alone.
+        labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch. Soft
+            labels count as the class with the largest.
+        ignore_index: A label that means none.
+        views: How many views of each sample, view by view, are in a batch or in successive calls of a layer: for ``lidar``.
+        group: First part of the tags: two monitors of one training, of training and of validation data, need two.
+        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+
+    Raises:
+        ValueError: If a measure is unknown or an argument is not one of the above; when fitting or validation starts if a
+            pattern matches nothing or the model is sharded; at a batch without the mask or the labels that were asked for, or
+            whose labels are not from 0 to K−1; and if two monitors of one training have the same ``group``.
+
+    Reference:
+        Rank diminishing in deep neural networks (Feng et al., 2022), https://arxiv.org/abs/2206.06072
+
+    Example:
+        >>> monitor = FeatureRankMonitor(["effective_rank", "centered_energy_rank_0.95"], layers="encoder.layers.*")
+    """
+
+    def __init__(
+        self,
+        measures: Sequence[str] = (
+            "effective_rank",
+            "stable_rank",
+            "numerical_rank",
+            "centered_participation_ratio",
+            "corrected_participation_ratio",
+            "centered_energy_rank_0.95",
+            "dead_fraction",
+            "dormant_ratio",
+        ),
+        layers: str | Sequence[str] | Callable[[str], bool] | None = None,
+        every_n_steps: int | Callable[[int], bool] = 1000,
+        window: int | None = None,
+        data: Literal["train", "val"] | Iterable[Any] = "val",
+        maps: Literal["positions", "mean", "flat"] = "positions",
+        samples: int | None = None,
+        mask: str | Callable[[Any], Tensor] | None = None,
+        num_classes: int | None = None,
+        labels: str | Callable[[Any], Tensor] | None = None,
+        ignore_index: int | None = None,
+        views: int | None = None,
+        group: str = "feature_rank",
+        scalars: Literal["auto", "all"] = "auto",
+    ) -> None:
+        super().__init__(data, every_n_steps, window, group, scalars)
+        for measure in measures:
+            check_measure(measure)
+        if maps not in _MAPS:
+            raise ValueError(f"Expected maps to be one of {', '.join(_MAPS)}, got {maps!r}.")
+        if num_classes is not None:
+            check_classes(num_classes)
+        for name, number in {"samples": samples, "views": views}.items():
+            if number is not None and (number < 2 or number % 1):
+                raise ValueError(f"Expected {name} to be a whole number from 2, got {number}.")
+        if "lidar" in measures and views is None:
+            raise ValueError("Measure 'lidar' needs views=: how many views of each sample are in a batch.")
+        self.measures = list(measures)
+        self.layers = layers
+        self.maps = maps
+        self.samples = samples
+        self.mask = mask
+        self.num_classes = num_classes
+        self.labels: Labels = labels
+        self.ignore_index = ignore_index
+        self.views = views if "lidar" in measures else None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._told_depth = False
+
+    def _forget(self) -> None:
+        pass
+
+    def _check_model(self, pl_module: LightningModule) -> None:
+        depth_layers(pl_module, self.layers)
+
+    def _check_batch(self, batch: object) -> None:
+        self._facts(batch)
+
+    def _open(self, pl_module: LightningModule) -> LayerFeatures:
+        modules, classes = depth_layers(pl_module, self.layers), self.num_classes or 1
+        seed = pl_module.global_rank  # processes must not draw alike
+        return LayerFeatures(modules, self.maps, self.samples, classes, self.views, seed, self._stopwatch)
+
+    def _before_batch(self, hooks: LayerFeatures, batch: object) -> None:
+        hooks.begin_batch(self._facts(batch))
+
+    def _after_batch(self, hooks: LayerFeatures, batch: object) -> None:
+        hooks.end_batch()
+
+    def _facts(self, batch: object) -> BatchFacts:
+        first = first_tensor(batch)
+        samples = len(first) if first is not None and first.dim() else -1
+        mask = None if self.mask is None else tensor_in(batch, self.mask, "mask").bool()
+        if self.num_classes is None:
+            return BatchFacts(samples, mask, None)
+        return BatchFacts(samples, mask, classes_of(batch, self.labels, self.num_classes, self.ignore_index))
+
+    def _report(self, trainer: Trainer, hooks: LayerFeatures) -> None:
+        step = step_axis(trainer)
+        if not (isinstance(self.data, str) or trainer.is_global_zero):
+            hooks.clear()  # every process goes through a loader, and each row counts once
+        rows = over_processes(hooks.samples, trainer)
+        self._warn_of_missing(hooks, rows, step)
+        parts = self._parts(rows)
+        values = _SingularValues()
+        spectra = {centered: self._spectra(trainer, parts, values, centered) for centered in (False, True)}
+        arrays: dict[Tag, NDArray[np.float32]] = {}
+        for centered, name in ((False, "spectrum"), (True, "centered_spectrum")):
+            of_layers = {layer: one for (layer, label), one in spectra[centered].items() if label is None}
+            warn_of_nan(of_layers, step, self._warned)
+            arrays |= spectra_by_tag(self.group, of_layers, name)
+        scalars = self._readings(trainer, hooks, rows, spectra) | self._depths(hooks, rows)
+        write_report(trainer, Report(step, scalars | self._stopwatch.cost(self.group, step), arrays))
+
+    def _parts(self, rows: Mapping[str, SampledRows]) -> dict[Part, Tensor]:
+        """Rows of layers, and of each class that has two."""
+        parts: dict[Part, Tensor] = {(name, None): sampled.features for name, sampled in rows.items()}
+        for name, sampled in rows.items() if self.num_classes else ():
+            for label in (self._counts(sampled) > 1).nonzero().flatten().tolist():
+                parts[name, label] = sampled.features[(sampled.labels == label).to(sampled.features.device)]
+        return parts
+
+    def _spectra(
+        self, trainer: Trainer, parts: Mapping[Part, Tensor], singular_values: _SingularValues, centered: bool
+    ) -> dict[Part, Spectrum]:
+        if not any(is_of_spectrum(name) and needs_centered(name) == centered for name in self.measures):
+            return {}
+        values = shared_singular_values(parts, trainer, partial(singular_values, centered=centered))
+        spectra = {}
+        for part, rows in parts.items():
+            root = math.sqrt(len(rows))
+            noise = functional.rounding_noise(rows).cpu() / root
+            spectra[part] = Spectrum(values[part] / root, tuple(rows.shape), noise)
+        return spectra
+
+    def _readings(
+        self,
+        trainer: Trainer,
+        hooks: LayerFeatures,
+        rows: Mapping[str, SampledRows],
+        spectra: Mapping[bool, Mapping[Part, Spectrum]],
+    ) -> dict[Tag, float]:
+        values: dict[str, dict[str, Tensor]] = {}
+        lowest: dict[Tag, float] = {}
+        for measure, of_parts in readings_of_spectra(spectra[False], spectra[True], self.measures).items():
+            values[measure] = readings_of_layers(of_parts)
+            if self.num_classes:
+                each = shows_layers(self.scalars, self.num_classes * len(rows))
+                of_classes, names = readings_of_classes(measure, of_parts, each)
+                values |= of_classes
+                lowest |= {Tag(self.group, f"{measure}_lowest_class", layer): float(label) for layer, label in names.items()}
+        for name, sampled in rows.items():
+            for measure, value in (readings_of_rows(sampled.features, self.measures) | self._sizes(sampled)).items():
+                values.setdefault(measure, {})[name] = value
+        if self.views is not None:
+            widths = {name: sampled.features.shape[1] for name, sampled in rows.items()}
+            moments = views_over_processes(hooks, widths, trainer)
+            values["lidar"] = {name: moment_lidar(one).cpu() for name, one in moments.items()}
+        per_layer = shows_layers(self.scalars, len(rows))
+        return tagged(self.group, values, per_layer) | (lowest if per_layer else {})
+
+    def _sizes(self, sampled: SampledRows) -> dict[str, Tensor]:
+        samples = torch.tensor(float(len(sampled.features)), dtype=torch.float64)
+        sizes = {"samples": samples, "samples_per_feature": samples / sampled.features.shape[1]}
+        return sizes | ({"samples_per_class": self._counts(sampled).min().double()} if self.num_classes else {})
+
+    def _counts(self, sampled: SampledRows) -> Tensor:
+        return torch.bincount(sampled.labels[sampled.labels >= 0], minlength=self.num_classes or 0)
+
+    def _depths(self, hooks: LayerFeatures, rows: Mapping[str, SampledRows]) -> dict[Tag, float]:
+        """Where each layer stands, once: it does not change."""
+        if self._told_depth or not shows_layers(self.scalars, len(rows)):
+            return {}
+        order = [name for name in hooks.order if name in rows]
+        self._told_depth = bool(order)
+        return {Tag(self.group, "depth", name): float(place) for place, name in enumerate(order)}
+
+    def _warn_of_missing(self, hooks: LayerFeatures, rows: Mapping[str, SampledRows], step: int) -> None:
+        """Of layers that were named; of those chosen by ourselves only if none has features. And of NaN, and of one row."""
+        passed = f"a NaN or infinity passed through it before step {step}"
+        reasons = {name: passed for name, sampled in rows.items() if not sampled.features.isfinite().all()}
+        reasons |= {name: "it had one row" for name, sampled in rows.items() if len(sampled.features) < 2}
+        for name, sample in hooks.samples.items() if self.layers is not None or not rows else ():
+            if name not in rows:
+                reasons[name] = sample.refused or "it did not run"
+        for name in [name for name in reasons if name not in self._warned]:
+            self._warned.add(name)
+            warnings.warn(f"{self.group} of {name} has no reading: {reasons[name]}.", stacklevel=2)
+
+
+class _SingularValues:
+    """Of features, raw and then centred, from one product of each matrix where that serves both."""
+
+    def __init__(self) -> None:
+        self._moments: dict[Part, SecondMoments] = {}
+
+    def __call__(self, parts: Mapping[Part, Tensor], centered: bool) -> dict[Part, Tensor]:
+        return {part: self._of(part, rows, centered) for part, rows in parts.items()}
+
+    def _of(self, part: Part, rows: Tensor, centered: bool) -> Tensor:
+        if len(rows) < 2:
+            return rows.new_full((min(rows.shape),), torch.nan)
+        if len(rows) < rows.shape[1]:
+            return functional.feature_singular_values(rows, centered)
+        if part not in self._moments:
+            self._moments[part] = functional.second_moments(rows)
+        return moment_singular_values(self._moments[part], centered)
