@@ -1,7 +1,7 @@
 """What the monitors cost a training run at their default cadence.
 
 Run ``python -m benchmarks.share_of_training``. In a real Trainer, runs of steps that a monitor watches take turns with as
-many that it does not: one step for the monitors of weights and gradients, a window of 8 for those of collapse. ``report`` is
+many that it does not: one step for the monitors of weights and gradients, a window of 8 for those of features. ``report`` is
 the CPU time that one report adds with all that it needs, the median over the turns; the share is that over the time of the
 steps from one report to the next at the monitor's default cadence. For comparison, a callback that calls ``svdvals`` on every
 gradient, as users write it. CPU time on one thread.
@@ -24,7 +24,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.models import mlp, resnet18, transformer
 from benchmarks.timing import print_row, silence
-from rank_callbacks import GradientRankMonitor, NeuralCollapseMonitor, RankCollapseMonitor, WeightRankMonitor
+from rank_callbacks import (
+    FeatureRankMonitor,
+    GradientRankMonitor,
+    NeuralCollapseMonitor,
+    RankCollapseMonitor,
+    WeightRankMonitor,
+)
 
 LARGEST_SHARE = 0.01
 WINDOW = 8
@@ -87,6 +93,7 @@ def watchers(classes: int) -> Iterator[tuple[str, Callback, int, int]]:
     watching: list[tuple[type[Callback], Callback, int]] = [
         (WeightRankMonitor, WeightRankMonitor(every_n_steps=steps), 1),
         (GradientRankMonitor, GradientRankMonitor(every_n_steps=steps), 1),
+        (FeatureRankMonitor, FeatureRankMonitor(data="train", every_n_steps=windows, window=WINDOW), WINDOW),
         (NeuralCollapseMonitor, NeuralCollapseMonitor(classes, every_n_steps=windows, window=WINDOW), WINDOW),
         (RankCollapseMonitor, RankCollapseMonitor(classes, every_n_steps=windows, window=WINDOW), WINDOW),
     ]

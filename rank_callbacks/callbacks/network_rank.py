@@ -40,7 +40,8 @@ __all__ = ["NetworkRankMonitor"]
 class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
     """Measures how much of its input a network still tells apart at each layer, and how few features its classes need.
 
-    **When.** At the end of validation, in epochs that the schedule says and in the last; of the first validation loader.
+    **When.** At the end of validation, in epochs that the schedule says and in the last, and of ``trainer.validate``; of the first
+    validation loader.
 
     **Logs** ``network_rank/<measure>/<layer>``:
 
@@ -148,10 +149,11 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
         self._start_anew()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the hook, in epochs that are looked at."""
+        """Set the hook, in epochs that are looked at; validation outside a fit always is."""
         epoch = trainer.current_epoch
         n = self.every_n_epochs
-        if (n(epoch) if callable(n) else epoch % n == 0) or epoch + 1 == trainer.max_epochs:
+        is_last = trainer.state.fn != "fit" or epoch + 1 == trainer.max_epochs
+        if is_last or (n(epoch) if callable(n) else epoch % n == 0):
             super().on_validation_start(trainer, pl_module)
 
     def on_validation_batch_start(

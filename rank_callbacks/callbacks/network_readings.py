@@ -132,6 +132,8 @@ def _of_jacobians(
     spectra = cast("dict[str, JacobianSpectrum]", jacobian_singular_values(outputs, inputs, number))
     readings = {name: {layer: spectrum.rank(rtol) for layer, spectrum in spectra.items()} for name, rtol in tolerances.items()}
     if number is not None:
-        errors = {layer: torch.nan_to_num(one.error / one.singular_values[:, 0], nan=0.0) for layer, one in spectra.items()}
-        readings["jacobian_error"] = errors
+        largest = {layer: one.singular_values[:, 0] for layer, one in spectra.items()}
+        readings["jacobian_error"] = {
+            layer: torch.where(largest[layer] == 0, 0.0, one.error / largest[layer]) for layer, one in spectra.items()
+        }
     return readings
