@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from examples import gradient_rank_bounds, gradient_ranks, neural_rank_collapse, sgd_weight_decay_rank
+from examples import (
+    gradient_rank_bounds,
+    gradient_ranks,
+    neural_rank_collapse,
+    rank_diminishing,
+    sgd_weight_decay_rank,
+    ssl_collapse,
+)
 
 IMAGES = Path(__file__).with_name("images")
 
@@ -19,6 +26,8 @@ def main() -> None:
         "gradient_rank_bounds": gradient_rank_bounds.figure(gradient_rank_bounds.all_figures()),
         "gradient_ranks": gradient_ranks.figure(*gradient_ranks.sweeps()),
         "neural_rank_collapse": neural_rank_collapse.figure(by_weight_decay),
+        "rank_diminishing": rank_diminishing.figure(rank_diminishing.sweep()),
+        "ssl_collapse": ssl_collapse.figure(ssl_collapse.pairs()),
         "sgd_weight_decay_rank": sgd_weight_decay_rank.figure(sgd_weight_decay_rank.sweeps()),
     }
     for name, chart in charts.items():

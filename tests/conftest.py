@@ -1,4 +1,6 @@
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,3 +18,13 @@ def seeded() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What goes to Lightning's log, which does not propagate."""
+    log = logging.getLogger("pytorch_lightning")
+    log.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "pytorch_lightning"):
+        yield caplog
+    log.removeHandler(caplog.handler)

@@ -1,4 +1,4 @@
-"""The README says what is true: its code runs, prints what it says, and its table lists every measure."""
+"""The README and the pages of docs say what is true: their code runs, prints what they say, their links lead somewhere."""
 
 import contextlib
 import io
@@ -9,11 +9,18 @@ import pytest
 
 from rank_callbacks.catalog import MEASURES
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = [
+    pytest.param(code, expected, id=f"{page.name}-{place}")
+    for page, text in PAGES.items()
+    for place, (code, expected) in enumerate(re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", text, flags=re.DOTALL))
+]
+LINKS = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\((?!http)([^)#]+)", text)]
 
 
-@pytest.mark.parametrize(("code", "expected"), BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize(("code", "expected"), BLOCKS)
 def test_code_runs_and_prints_what_stands_below_it(code: str, expected: str) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -23,7 +30,7 @@ def test_code_runs_and_prints_what_stands_below_it(code: str, expected: str) -> 
 
 def test_some_code_was_found() -> None:
     assert len(BLOCKS) >= 2
-    assert any(expected for _, expected in BLOCKS)
+    assert any(block.values[1] for block in BLOCKS)
 
 
 def test_every_measure_is_in_the_table() -> None:
@@ -31,12 +38,12 @@ def test_every_measure_is_in_the_table() -> None:
     assert {re.sub(r"_10$", "", name) for name in listed} >= set(MEASURES)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)", README))
-def test_every_link_leads_to_a_file(link: str) -> None:
-    assert (Path(__file__).parents[1] / link).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: getattr(value, "name", value))
+def test_every_link_leads_to_a_file(page: Path, link: str) -> None:
+    assert (page.parent / link).exists()
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE))
 def test_every_command_is_a_target_of_the_makefile(target: str) -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -37,7 +35,7 @@ from rank_callbacks.functional.lidar import moment_lidar
 from rank_callbacks.functional.second_moments import SecondMoments, moment_singular_values
 from rank_callbacks.matrices.features import depth_layers, first_tensor
 from rank_callbacks.tags import Tag
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import MatrixSpectrum, Report, write_report
 
 __all__ = ["FeatureRankMonitor"]
 
@@ -215,7 +213,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         parts = self._parts(rows)
         values = _SingularValues()
         spectra = {centered: self._spectra(trainer, parts, values, centered) for centered in (False, True)}
-        arrays: dict[Tag, NDArray[np.float32]] = {}
+        arrays: dict[Tag, MatrixSpectrum] = {}
         for centered, name in ((False, "spectrum"), (True, "centered_spectrum")):
             of_layers = {layer: one for (layer, label), one in spectra[centered].items() if label is None}
             warn_of_nan(of_layers, step, self._warned)

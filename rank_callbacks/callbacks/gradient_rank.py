@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -29,7 +28,7 @@ from rank_callbacks.matrices import check_conv, gradient_matrices, is_selected, 
 from rank_callbacks.matrices.activations import RowCapture
 from rank_callbacks.matrices.parameters import TrainableWeight
 from rank_callbacks.tags import Tag
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import MatrixSpectrum, Report, Table, write_report
 
 __all__ = ["GradientRankMonitor"]
 
@@ -70,8 +69,8 @@ class GradientRankMonitor(Callback):
 
     ``numerical_rank`` without a tolerance of its own is taken at max(m, n)·ε of the gradient's type, since the bound speaks
     of exact rank; in mixed precision not below the rounding noise of the narrow type. A parameter without a gradient has no
-    reading; a gradient that is not finite reads NaN, with one warning a layer. At the first report the bounds are printed
-    as a table, with what binds each.
+    reading; a gradient that is not finite reads NaN, with one warning a layer. At the first report a table of the bounds, with
+    what binds each, goes to Lightning's log and to the loggers.
 
     A bound counts what passes through the layer. A penalty on its weight or on gradients adds to that, and in manual
     optimization so do batches before the scheduled one that accumulate into the same step: then utilization exceeds 1.
@@ -194,7 +193,7 @@ class GradientRankMonitor(Callback):
     def _start_anew(self) -> None:
         self._warned: set[str] = set()
         self._subspaces: dict[str, Tensor] = {}
-        self._printed = False
+        self._told_bounds = False
         self._close()
 
     def _close(self) -> None:
@@ -260,19 +259,19 @@ class GradientRankMonitor(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = step_axis(trainer)
         warn_of_nan(self._spectra, step, self._warned)
-        self._print_once(trainer)
         groups = {"gradient_rank": self._spectra}
         if self.update:
             groups["update_rank"] = self._update_spectra(trainer)
         if self.moments:
             groups["moment_rank"] = self._moment_spectra(trainer)
         scalars: dict[Tag, float] = {}
-        arrays: dict[Tag, NDArray[np.float32]] = {}
+        arrays: dict[Tag, MatrixSpectrum] = {}
         for group, spectra in groups.items():
             values = measured(spectra, self.measures) | (self._against_bounds() if group == "gradient_rank" else {})
             scalars.update(tagged(group, values, shows_layers(self.scalars, len(spectra))))
             arrays.update(spectra_by_tag(group, spectra))
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost("gradient_rank", step), arrays))
+        tables = self._bounds_once(trainer)
+        write_report(trainer, Report(step, scalars | self._stopwatch.cost("gradient_rank", step), arrays, tables))
 
     def _against_bounds(self) -> dict[str, dict[str, Tensor]]:
         known = {name: row for name, row in self._bounds.items() if row.bound is not None}
@@ -315,11 +314,17 @@ class GradientRankMonitor(Callback):
         views = matrix_views(weight.path, weight.module, tensor, self.conv) or {}
         return {name: view for name, view in views.items() if name in weight.matrices}
 
-    def _print_once(self, trainer: Trainer) -> None:
-        if self._bounds and not self._printed:
-            self._printed = True
-            if trainer.is_global_zero:
-                print(f"Bounds of the gradients' ranks at step {step_axis(trainer)}:\n{BoundTable(self._bounds.values())}")
+    def _bounds_once(self, trainer: Trainer) -> dict[Tag, Table]:
+        """What binds each gradient, told and logged with the first report."""
+        if self._told_bounds or not self._bounds:
+            return {}
+        self._told_bounds = True
+        rank_zero_info(f"Bounds of the gradients' ranks at step {step_axis(trainer)}:\n{BoundTable(self._bounds.values())}")
+        rows = [
+            (row.layer, " x ".join(map(str, row.shape)), "-" if row.bound is None else row.bound, row.reason)
+            for row in self._bounds.values()
+        ]
+        return {Tag("gradient_rank", "bounds", "table"): Table(("layer", "shape", "bound", "bound by"), rows)}
 
 
 def _exact_rank(spectrum: Spectrum) -> Tensor:

@@ -40,8 +40,8 @@ __all__ = ["NetworkRankMonitor"]
 class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
     """Measures how much of its input a network still tells apart at each layer, and how few features its classes need.
 
-    **When.** At the end of validation, in epochs that the schedule says and in the last, and of ``trainer.validate``; of the first
-    validation loader.
+    **When.** At the end of validation, in epochs that the schedule says and in the last, and of ``trainer.validate``; of
+    the first validation loader.
 
     **Logs** ``network_rank/<measure>/<layer>``:
 

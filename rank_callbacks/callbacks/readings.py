@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rank_callbacks import functional
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers import MatrixSpectrum
 
 __all__ = ["SUMMARIES", "Spectrum", "measured", "shows_layers", "spectra_by_tag", "tagged", "warn_of_nan"]
 
@@ -98,10 +98,11 @@ def shows_layers(scalars: str, layers: int) -> bool:
     return scalars == "all" or layers <= _MOST_LAYERS_SHOWN
 
 
-def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum], measure: str = "spectrum") -> dict[Tag, NDArray[np.float32]]:
+def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum], measure: str = "spectrum") -> dict[Tag, MatrixSpectrum]:
     """The singular values as writers take them."""
     return {
-        Tag(group, measure, layer): spectrum.singular_values.numpy().astype(np.float32) for layer, spectrum in spectra.items()
+        Tag(group, measure, layer): MatrixSpectrum(spectrum.singular_values.numpy().astype(np.float32), spectrum.shape)
+        for layer, spectrum in spectra.items()
     }
 
 

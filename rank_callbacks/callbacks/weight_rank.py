@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.matrices import check_conv, weight_matrices
 from rank_callbacks.tags import Tag
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import MatrixSpectrum, Report, write_report
 
 __all__ = ["WeightRankMonitor"]
 
@@ -173,7 +171,7 @@ class WeightRankMonitor(Callback):
 
     def _readings(self, step: int, spectra: Mapping[str, Mapping[str, Spectrum]]) -> Report:
         scalars: dict[Tag, float] = {}
-        arrays: dict[Tag, NDArray[np.float32]] = {}
+        arrays: dict[Tag, MatrixSpectrum] = {}
         for group, of_layers in spectra.items():
             values = measured(of_layers, self.measures)
             scalars.update(tagged(group, values, shows_layers(self.scalars, len(of_layers))))

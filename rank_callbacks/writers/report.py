@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.matrix_spectrum import MatrixSpectrum
 from rank_callbacks.writers.table import Table
 from rank_callbacks.writers.tensorboard import write_to_tensorboard
 from rank_callbacks.writers.wandb import write_to_wandb
@@ -26,13 +25,13 @@ class Report(NamedTuple):
     Args:
         step: Batches after which the optimizer has stepped: the axis of Lightning's own training metrics.
         scalars: Numbers by tag.
-        spectra: Singular values by tag, descending, float32.
+        spectra: Singular values by tag, in the order of the layers.
         tables: Rows under named columns, by tag.
     """
 
     step: int
     scalars: Mapping[Tag, float]
-    spectra: Mapping[Tag, NDArray[np.float32]]
+    spectra: Mapping[Tag, MatrixSpectrum]
     tables: Mapping[Tag, Table] = MappingProxyType({})
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.matrix_spectrum import MatrixSpectrum
 from rank_callbacks.writers.table import Table
 
 __all__ = ["write_to_wandb"]
@@ -18,13 +18,15 @@ def write_to_wandb(
     logger: Any,  # ruff: ignore[any-type] - WandbLogger of either Lightning package
     step: int,
     scalars: Mapping[Tag, float],
-    spectra: Mapping[Tag, NDArray[np.float32]],
+    spectra: Mapping[Tag, MatrixSpectrum],
     tables: Mapping[Tag, Table],
 ) -> None:
     """Write scalars, tables, and each spectrum as a histogram of its singular values; a spectrum with a NaN has none."""
     import wandb
 
-    histograms = {str(tag): wandb.Histogram(values.tolist()) for tag, values in spectra.items() if np.isfinite(values).all()}
+    histograms = {
+        str(tag): wandb.Histogram(values.tolist()) for tag, (values, _) in spectra.items() if np.isfinite(values).all()
+    }
     media = histograms | {
         str(tag): wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
         for tag, table in tables.items()

@@ -171,16 +171,23 @@ def test_no_bound_is_read_where_none_is_known() -> None:
         assert {layer for _, layer in readings(recorder, measure)} == {"network.2.weight"}
 
 
-def test_bounds_are_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bounds_are_told_once(told: pytest.LogCaptureFixture) -> None:
     fit(wide(), GradientRankMonitor(every_n_steps=1, layers=["network.0", "network.4"]), max_epochs=2)
-    lines = capsys.readouterr().out.splitlines()
+    lines = "\n".join(told.messages).splitlines()
     start = lines.index("Bounds of the gradients' ranks at step 0:")
     assert lines[start + 1 : start + 4] == [
         "layer             shape    bound  bound by",
         "network.0.weight  48 x 40     10  batch of 10",
         "network.4.weight  3 x 36       2  3 classes under cross-entropy",
     ]
-    assert "layer" not in "".join(lines[start + 4 :])
+    assert "Bounds" not in "".join(lines[start + 4 :])
+
+
+def test_bounds_are_logged_as_a_table_once(reports: list[Any]) -> None:
+    fit(wide(), GradientRankMonitor(every_n_steps=1, layers=["network.0", "network.4"]), max_epochs=2)
+    (table,) = reports[0].tables.values()
+    assert table.rows[1] == ("network.4.weight", "3 x 36", 2, "3 classes under cross-entropy")
+    assert not any(report.tables for report in reports[1:])
 
 
 @pytest.fixture
@@ -227,7 +234,7 @@ def test_every_route_gives_the_singular_values(
     assert taken == expected
     for layer in LAYERS[:2]:
         truth = spectrum(gradients.at[0][layer])
-        values = {str(tag): values for tag, values in reports[0].spectra.items()}[f"gradient_rank/spectrum/{layer}"]
+        values = {str(tag): values for tag, (values, _) in reports[0].spectra.items()}[f"gradient_rank/spectrum/{layer}"]
         np.testing.assert_allclose(values, truth, rtol=0, atol=1e-6 * truth[0])
 
 
@@ -472,14 +479,15 @@ def test_zero_gradient_has_rank_zero() -> None:
     assert readings(recorder, "utilization") == {}
 
 
-def test_each_fit_of_a_monitor_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_fit_of_a_monitor_starts_anew(told: pytest.LogCaptureFixture) -> None:
     monitor = GradientRankMonitor(every_n_steps=2)
     for _ in range(2):
         recorder = Recorder()
         fit(wide(batches=4), monitor, logger=recorder)
         assert recorder.steps("gradient_rank") == [0, 2]
         assert {step for step, _ in readings(recorder, "subspace_overlap_8")} == {2}
-        assert "Bounds of the gradients' ranks at step 0" in capsys.readouterr().out
+        assert "Bounds of the gradients' ranks at step 0" in told.text
+        told.clear()
 
 
 def test_three_layers_are_what_the_tests_say() -> None:

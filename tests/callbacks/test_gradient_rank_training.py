@@ -84,12 +84,12 @@ class Skipping(Wide):
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_batch_that_is_left_out_has_no_readings(capsys: pytest.CaptureFixture[str]) -> None:
-    """And the bounds are printed at the first that has."""
+def test_batch_that_is_left_out_has_no_readings(told: pytest.LogCaptureFixture) -> None:
+    """And the bounds are told at the first that has."""
     recorder, gradients = watched(wide(kind=Skipping), update=True, moments=True)
     assert recorder.steps("gradient_rank") == recorder.steps("update_rank") == recorder.steps("moment_rank") == [1, 2]
     assert readings(recorder, NORM) == pytest.approx(norms(gradients), rel=1e-6)
-    assert capsys.readouterr().out.count("Bounds of the gradients' ranks at step 1") == 1
+    assert told.text.count("Bounds of the gradients' ranks at step 1") == 1
 
 
 def test_lbfgs_is_measured_once_a_step_at_its_first_evaluation() -> None:

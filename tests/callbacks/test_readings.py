@@ -91,11 +91,12 @@ def test_layers_are_shown_up_to_fifty(scalars: str, layers: int, shown: bool) ->
 
 
 def test_spectra_for_writers() -> None:
-    (tag, values), *others = spectra_by_tag("weight_rank", {"a.weight": spectrum(2.0, 1e-3)}).items()
+    (tag, (values, shape)), *others = spectra_by_tag("weight_rank", {"a.weight": spectrum(2.0, 1e-3)}).items()
     assert others == []
     assert str(tag) == "weight_rank/spectrum/a.weight"
     assert values.dtype == np.float32
     assert values.tolist() == [2.0, float(np.float32(1e-3))]
+    assert shape == spectrum(2.0, 1e-3).shape
 
 
 def test_one_warning_a_layer(recwarn: pytest.WarningsRecorder) -> None:
