@@ -6,6 +6,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Lightning's ModelParallelStrategy would set it to all cores, for every test that follows.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Some virtual machines announce AMX and kill the process that multiplies bfloat16 with it.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 

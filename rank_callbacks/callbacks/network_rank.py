@@ -21,6 +21,7 @@ from rank_callbacks.callbacks.network_readings import (
     check_measure,
     deficit_table,
     is_of_one,
+    measured_together,
     probe_readings,
     readings_of_classes,
 )
@@ -67,11 +68,13 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
     The whole table of the deficit, with the classes that decide each class and their weights, is in ``monitor.deficit``, in
     TensorBoard's text dashboard and a table of Weights & Biases.
 
-    **NaN.** Where features or Jacobians are not finite, and everywhere if the probe fails, for want of memory or because an
-    operation of the network has no derivative in ``torch.func``: with one warning. Training goes on.
+    **NaN.** Where features or Jacobians are not finite, and at all layers if a measure fails, for want of memory or because an
+    operation of the network has no derivative in ``torch.func``: with one warning. Training goes on. A class with fewer than
+    two samples has no deficit, which makes the mean over classes NaN.
 
-    **Cost.** A Jacobian takes as many forward passes in float64 as an input has numbers, d; with ``probes`` two and 40 more a
-    probe...
+    **Cost.** A probe input takes d forward passes in float64, d being the numbers in an input, and a singular value
+    decomposition of each layer's D x d Jacobian; with k probes 2k and some 40 passes; ``copies`` passes for the perturbed PCA
+    dimension. The classifier's inputs are kept, in up to 64 MiB; K small Lasso problems for the deficit.
 
     **Distributed.** Probe inputs are shared out over processes, features of all gathered. Sharded models are refused.
 
@@ -227,14 +230,15 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
         if not self._of_probe or inputs is None:
             return {}
         layers = depth_layers(model, self.layers)
-        try:
-            with undisturbed(model):
-                outputs = layer_outputs(model, layers)
-                found = probe_readings(outputs, inputs, self._of_probe, self.probes, self.copies) if len(inputs) else {}
-        except Exception as error:
-            self._warn(f"the probe failed with {type(error).__name__}: {error}")
-            nan = torch.tensor([torch.nan], dtype=torch.float64)
-            found = {name: dict.fromkeys(layers, nan) for name in self._of_probe}
+        found: dict[str, dict[str, Tensor]] = {}
+        for measures in measured_together(self._of_probe) if len(inputs) else ():
+            try:
+                with undisturbed(model):
+                    found |= probe_readings(layer_outputs(model, layers), inputs, measures, self.probes, self.copies)
+            except Exception as error:
+                self._warn(f"{', '.join(measures)} failed with {type(error).__name__}: {error}")
+                nan = torch.tensor([torch.nan], dtype=torch.float64)
+                found |= {name: dict.fromkeys(layers, nan) for name in measures}
         return _means(found, [*self._of_probe, "jacobian_error"], list(layers), trainer)
 
     def _warn(self, reason: str) -> None:

@@ -17,7 +17,15 @@ from rank_callbacks.functional.perturbed_pca import perturbed_pca_dimension
 from rank_callbacks.matrices.features import PENULTIMATE
 from rank_callbacks.writers import Table
 
-__all__ = ["OF_CLASSES", "check_measure", "deficit_table", "is_of_one", "probe_readings", "readings_of_classes"]
+__all__ = [
+    "OF_CLASSES",
+    "check_measure",
+    "deficit_table",
+    "is_of_one",
+    "measured_together",
+    "probe_readings",
+    "readings_of_classes",
+]
 
 OF_CLASSES = ("classification_dimension", "centered_classification_dimension", "independence_deficit")
 _MEASURES = ("jacobian_rank", "feng_jacobian_rank", "perturbed_pca_dimension", *OF_CLASSES)
@@ -51,6 +59,12 @@ def tolerance(name: str) -> float | None:
     except ValueError:
         return None
     return rtol if 0 <= rtol < 1 else None
+
+
+def measured_together(measures: Sequence[str]) -> list[list[str]]:
+    """Measures of a probe, those in a list that come from the same Jacobians: where one list fails, others may not."""
+    of_jacobians = [name for name in measures if tolerance(name) is not None]
+    return [names for names in (of_jacobians, *([name] for name in measures if name not in of_jacobians)) if names]
 
 
 def probe_readings(

@@ -3,7 +3,8 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
 from rank_callbacks import WeightRankMonitor
+from rank_callbacks.tags import Tag
+from rank_callbacks.writers import Report, Table, write_report
 from tests.models import mlp
 from tests.training import Recorder, Weights, fit
 
@@ -51,14 +54,21 @@ class Run(NamedTuple):
         return np.linalg.svd(matrix, compute_uv=False) if np.isfinite(matrix).all() else np.full(min(matrix.shape), np.nan)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    path = tmp_path_factory.mktemp("run")
+@contextmanager
+def offline(path: Path) -> Generator[None]:
+    """Weights & Biases writes below a folder, and sends nothing."""
     with pytest.MonkeyPatch.context() as environment:
         for name in ("DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
             environment.setenv(f"WANDB_{name}", str(path))
         environment.setenv("WANDB_SILENT", "true")
         environment.setenv("WANDB_MODE", "dryrun")
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    path = tmp_path_factory.mktemp("run")
+    with offline(path):
         recorder, weights, model = Recorder(), Weights(), mlp(batches=4)
         model.spare = nn.Linear(4, 4)
         wandb_logger = WandbLogger(offline=True, save_dir=path)
@@ -177,12 +187,15 @@ def wandb_row(history: Any) -> dict[str, Any]:
     return row
 
 
+def history(path: Path) -> list[dict[str, Any]]:
+    (file,) = path.glob("wandb/offline-run-*/run-*.wandb")
+    return [wandb_row(record.history) for record in wandb_records(file) if record.WhichOneof("record_type") == "history"]
+
+
 @pytest.fixture(scope="module")
 def wandb_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of the run's history that hold our readings."""
-    (file,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
-    rows = [wandb_row(record.history) for record in wandb_records(file) if record.WhichOneof("record_type") == "history"]
-    return [row for row in rows if any(is_ours(key) for key in row)]
+    return [row for row in history(run.path) if any(is_ours(key) for key in row)]
 
 
 def test_wandb_has_one_row_a_report_at_the_trainers_step(wandb_rows: list[dict[str, Any]]) -> None:
@@ -210,3 +223,85 @@ def test_wandb_histograms_hold_every_finite_spectrum(run: Run, wandb_rows: list[
             assert histogram["_type"] == "histogram"
             assert sum(histogram["values"]) == len(spectrum)
             assert (histogram["bins"][0], histogram["bins"][-1]) == pytest.approx((spectrum[-1], spectrum[0]), rel=1e-6)
+
+
+TABLE = Table(
+    ["class", "samples", "deciders", "relative error"],
+    [["none", 0, "", math.nan], ["a|b", 3, "1, 2", 0.0314159], ["c", 2, "1", math.inf]],
+)
+MARKDOWN = r"""| class | samples | deciders | relative error |
+| --- | --- | --- | --- |
+| none | 0 |  | nan |
+| a\|b | 3 | 1, 2 | 0.03142 |
+| c | 2 | 1 | inf |"""
+
+
+class TabulatesAtTheEnd(pl.Callback):
+    """Writes a report with a table after each epoch."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        scalars, tables = {Tag("ours", "error", "mean"): 0.5}, {Tag("ours", "deficit", "table"): TABLE}
+        write_report(trainer, Report(trainer.global_step, scalars, {}, tables))
+
+
+@pytest.fixture(scope="module")
+def tabulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two epochs of two batches, with every kind of logger."""
+    path = tmp_path_factory.mktemp("tables")
+    with offline(path):
+        wandb_logger = WandbLogger(offline=True, save_dir=path)
+        loggers = [
+            TensorBoardLogger(path, name="plain", version=""),
+            OtherTensorBoardLogger(path, name="prefixed", version="", prefix="mine"),
+            CSVLogger(path, name="csv", version=""),
+            wandb_logger,
+        ]
+        fit(mlp(batches=2), TabulatesAtTheEnd(), logger=loggers, max_epochs=2)
+        wandb_logger.experiment.finish()
+        yield path
+        wandb.teardown()
+
+
+@pytest.mark.parametrize(("folder", "tag"), [("plain", "ours/deficit/table"), ("prefixed", "mine-ours/deficit/table")])
+def test_tensorboard_shows_tables_as_text(tabulated: Path, folder: str, tag: str) -> None:
+    file = accumulated(tabulated / folder)
+    assert set(file.PluginTagToContent("text")) == {tag}
+    assert file.SummaryMetadata(tag).data_class == DATA_CLASS_TENSOR
+    read = {event.step: make_ndarray(event.tensor_proto).tolist() for event in file.Tensors(tag)}
+    assert read == {step: [MARKDOWN.encode()] for step in (2, 4)}
+
+
+def test_tensorboard_renders_the_table(tabulated: Path) -> None:
+    """As TensorBoard's own text dashboard does."""
+    from tensorboard.plugins.text.text_plugin import text_array_to_html
+
+    (event, *_) = accumulated(tabulated / "plain").Tensors("ours/deficit/table")
+    page = text_array_to_html(make_ndarray(event.tensor_proto), enable_markdown=True)
+    assert page.count("<tr>") == 5  # one of them around the table: text is a list of cells
+    assert "<th>relative error</th>" in page
+    assert "<td>a|b</td>" in page
+
+
+def test_tensorboard_has_the_table_in_the_event_of_its_report(tabulated: Path) -> None:
+    ours = [[value.tag for value in event.summary.value] for event in events(tabulated / "plain")]
+    assert ours.count(["ours/error/mean", "ours/deficit/table"]) == 2
+
+
+def test_csv_has_no_tables(tabulated: Path) -> None:
+    with (tabulated / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {tag for tag in rows[0] if tag.startswith("ours")} == {"ours/error/mean"}
+    assert [row["step"] for row in rows if row["ours/error/mean"]] == ["2", "4"]
+
+
+def test_wandb_has_tables_of_numbers(tabulated: Path) -> None:
+    rows = [row for row in history(tabulated) if "ours/deficit/table" in row]
+    assert [row["trainer/global_step"] for row in rows] == [2, 4]
+    assert [row["ours/error/mean"] for row in rows] == [0.5, 0.5]
+    (folder,) = tabulated.glob("wandb/offline-run-*/files")
+    for row in rows:
+        place = row["ours/deficit/table"]
+        assert (place["_type"], place["nrows"], place["ncols"]) == ("table-file", 3, 4)
+        table = json.loads((folder / place["path"]).read_text())
+        assert table["columns"] == TABLE.columns
+        assert str(table["data"]) == str(TABLE.rows)
