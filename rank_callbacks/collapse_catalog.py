@@ -200,7 +200,7 @@ RANK_COLLAPSE: dict[str, Reading] = {
         ),
         Reading(
             name="relative_distance_to_rank_k",
-            title="The same, relative to the weight's norm.",
+            title="Distance of the weight to the nearest matrix of rank K, relative to its norm.",
             formula="sqrt(Σ_{i>K} s_i² / Σ s_i²)",
             bounds="[0, 1]",
             how_to_read="Comparable between layers and weight decays, which shrink the norm as well.",
@@ -224,7 +224,7 @@ RANK_COLLAPSE: dict[str, Reading] = {
         ),
         Reading(
             name="tcv_ratio_input",
-            title="Its share of the variance of what goes into the layer.",
+            title="Share of the variance of what goes into the layer that is within classes.",
             formula="tr Σ_W / tr Σ_T of z",
             bounds="[0, 1]",
             how_to_read="Falls with depth. The nearer to 0, the nearer to rank K the weight.",
@@ -264,7 +264,7 @@ RANK_COLLAPSE: dict[str, Reading] = {
         ),
         Reading(
             name="certificate_sharp",
-            title="The same bound with the part within classes and the residual apart.",
+            title="Bound of the distance to rank K, with the part within classes and the residual apart.",
             formula="(‖C‖_F + ‖R‖_F) / λ, C = G − M, R = G + λW",
             bounds="[0, ∞)",
             how_to_read="Not below the joint certificate. Without residual it is the theorem.",
@@ -272,7 +272,7 @@ RANK_COLLAPSE: dict[str, Reading] = {
         ),
         Reading(
             name="certificate_loose",
-            title="The same bound from total cluster variations alone.",
+            title="Bound of the distance to rank K from total cluster variations alone.",
             formula="(√(tcv(δ)·tcv(z)) + ‖R‖_F) / λ for a linear layer",
             bounds="[0, ∞)",
             how_to_read="Not below the sharp one: the form of the theorem. NaN where the gradient has other parts.",

@@ -132,7 +132,7 @@ NETWORK_RANK: dict[str, Reading] = {
         ),
         Reading(
             name="feng_jacobian_rank",
-            title="The same as the paper's code counts it: of the central patch, on zeros, in float32.",
+            title="Rank of the Jacobian as the paper's code counts it: by the central patch, on zeros, in float32.",
             formula="mean_x rank(JᵀJ), s² > d·ε·s_1² of the d x d Gram matrix",
             bounds="[0, min(D, d)]",
             how_to_read="To compare with the paper. With d = 768 a singular value counts from about 1e-2 of the largest.",
@@ -156,7 +156,7 @@ NETWORK_RANK: dict[str, Reading] = {
         ),
         Reading(
             name="centered_classification_dimension",
-            title="The same with the mean feature kept: features are projected about it.",
+            title="Principal components that the classifier needs where the mean feature is kept.",
             formula="min{k : acc(h̄ + U_k U_kᵀ (h − h̄)) ≥ .95 · acc(h)}",
             bounds="[0, D]",
             how_to_read="About one less than the number of classes at neural collapse.",

@@ -13,8 +13,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # What each part of the package may import of the others: the arrows of its layout.
 PARTS = {
-    "__init__": {"callbacks", "gradient_bounds", "metrics", "network_report"},
+    "__init__": {"callbacks", "gradient_bounds", "metrics", "network_report", "wandb_view"},
     "tags": set(),
+    "rows": {"tags"},
     "catalog": set(),
     "collapse_catalog": set(),
     "feature_catalog": {"collapse_catalog"},
@@ -24,10 +25,11 @@ PARTS = {
     "network_report": {"functional", "matrices"},
     "metrics": {"functional"},
     "writers": {"tags", "catalog"},
-    "callbacks": {"writers", "metrics", "matrices", "functional", "gradient_bounds", "tags", "catalog"},
-    "figures": {"tags", "catalog", "collapse_catalog", "feature_catalog"},
+    "callbacks": {"writers", "metrics", "matrices", "functional", "gradient_bounds", "figures", "tags", "rows", "catalog"},
+    "wandb_view": {"tags"},
+    "figures": {"tags", "rows", "catalog", "collapse_catalog", "feature_catalog"},
     "compare": {"figures", "tags", "catalog"},
-    "tensorboard_plugin": {"figures", "tags", "catalog"},
+    "tensorboard_plugin": {"figures", "rows", "tags", "catalog", "collapse_catalog"},
 }
 # What it may import of other people's packages, at the top of its files.
 LIBRARIES = {
@@ -43,8 +45,18 @@ LIBRARIES = {
     "tensorboard_plugin": {"numpy", "tensorboard", "werkzeug"},
 }
 # Slow or optional: imported inside the function that needs them.
-INSIDE_FUNCTIONS_ONLY = {"wandb", "tensorboard", "plotly", "sklearn"}
-WITHOUT_TORCH = {"tags", "catalog", "collapse_catalog", "feature_catalog", "figures", "compare", "tensorboard_plugin"}
+INSIDE_FUNCTIONS_ONLY = {"wandb", "wandb_workspaces", "tensorboard", "plotly", "sklearn"}
+WITHOUT_TORCH = {
+    "tags",
+    "wandb_view",
+    "rows",
+    "catalog",
+    "collapse_catalog",
+    "feature_catalog",
+    "figures",
+    "compare",
+    "tensorboard_plugin",
+}
 
 
 def part(file: Path) -> str:

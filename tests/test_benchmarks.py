@@ -68,3 +68,16 @@ def test_our_measures_of_collapse_keep_their_digits(collapse: str) -> None:
     bars = table(collapse, "Bars")
     assert bars["D = 2048, K = 10"] == [">= 15.0", "-"]
     assert bars["relative error"][-1] == "ok"
+
+
+def test_every_way_to_look_at_features_is_timed() -> None:
+    command = [sys.executable, "-m", "benchmarks.features", "--quick"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.split() for line in output.splitlines() if line.startswith("MLP")]
+    assert [" ".join(line[4:-3]) for line in lines] == [
+        "FeatureRankMonitor",
+        "FeatureRankMonitor, mean",
+        "all moments",
+        "all rows",
+        "delve",
+    ]

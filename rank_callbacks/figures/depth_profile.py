@@ -3,113 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-from rank_callbacks.tags import Tag
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from rank_callbacks.figures.explanation import hover_help
+from rank_callbacks.figures.layers import in_order, layer_ticks
+from rank_callbacks.figures.looks import Figure, axis, finite, layout, plain, run_look, words
+from rank_callbacks.figures.selection import at_or_before, found, layers_of
+from rank_callbacks.figures.thinning import thinned
+from rank_callbacks.rows import Row
 
 __all__ = ["depth_profile"]
 
-# By run, then by step, then by layer.
-_Values: TypeAlias = "dict[str, dict[int, dict[str, float]]]"
-
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_PLACE = "depth"
+# A slider has no more places than that on a screen.
+_MOST_FRAMES = 100
+# Of more layers than these, markers hide the line.
+_MOST_MARKERS = 60
 
 
 def depth_profile(
-    readings: Iterable[tuple[str, int, str, float]], measure: str = "effective_rank", group: str = "feature_rank"
-) -> go.Figure:
-    """A figure of one measure of every layer against its depth: a slider and a button move it through training.
+    rows: Iterable[Row],
+    group: str = "feature_rank",
+    measure: str = "effective_rank",
+    places: Mapping[str, float] | None = None,
+) -> Figure:
+    """A chart of one measure of every layer against its depth: a slider and a button move it through training.
 
-    Layers stand where the readings ``<group>/depth/<layer>`` of any run place them, which ``FeatureRankMonitor`` logs, and
-    without those in the order in which they appear. Runs are lines of one colour each; a run that has no reading at a step
-    keeps its last, and a NaN is a gap.
+    Runs are lines. A run that has no reading at a step keeps its last, and a NaN or infinity is a gap. Of more than 100 steps,
+    100 are shown, evenly, with the first and the last.
 
     Args:
-        readings: The long table: run, step, tag and value of each, as any logger of the monitors has them.
-        measure: Of the tags that are drawn.
-        group: First part of these tags.
+        rows: The long table: every reading of the runs to show.
+        group: First part of the tags that are drawn.
+        measure: Second part.
+        places: Where each layer stands, for runs without readings of depth.
 
     Raises:
-        ImportError: If plotly is absent.
         ValueError: If no reading has such a tag.
 
     Example:
-        >>> readings = [("run", step, f"feature_rank/effective_rank/layer.{i}", 9.0 - i) for step in (0, 9) for i in range(3)]
-        >>> len(depth_profile(readings).frames)
-        2
+        >>> from rank_callbacks.tags import Tag
+        >>> tags = [Tag("feature_rank", "effective_rank", f"block.{i}") for i in range(3)]
+        >>> figure = depth_profile([Row("run", step, tag, 9.0) for step in (0, 5) for tag in tags])
+        >>> [frame["name"] for frame in figure["frames"]], figure["data"][0]["y"]
+        (['0', '5'], [9.0, 9.0, 9.0])
     """
-    values, places = _sorted_out(readings, measure, group)
-    if not values:
-        raise ValueError(f"Expected readings with tags {group}/{measure}/<layer>, got none.")
-    layers = sorted(places, key=lambda layer: places[layer])
-    steps = sorted({step for of_run in values.values() for step in of_run})
-    frames = {step: _lines(values, step, layers) for step in steps}
-    return _figure(frames, f"{measure.replace('_', ' ')} ({group.replace('_', ' ')})")
+    rows = list(rows)
+    values = found(rows, group, measure)
+    found_layers = layers_of(report for of_run in values.values() for report in of_run.values())
+    layers = in_order(found_layers, rows, group, places)
+    steps = thinned(sorted({step for of_run in values.values() for step in of_run}), _MOST_FRAMES)
+    frames = {step: [_heights(of_run, step, layers) for of_run in values.values()] for step in steps}
+    lines = [_line(place, run, layers, hover_help(group, measure)) for place, run in enumerate(values)]
+    return {
+        "data": [line | {"y": heights} for line, heights in zip(lines, frames[steps[-1]], strict=True)],
+        "layout": _layout(f"{words(measure)} ({words(group)})", layers, frames, len(values)),
+        "frames": [{"name": str(step), "data": [{"y": heights} for heights in now]} for step, now in frames.items()],
+    }
 
 
-def _sorted_out(readings: Iterable[tuple[str, int, str, float]], measure: str, group: str) -> tuple[_Values, dict[str, float]]:
-    """Values of the measure, and where each layer stands."""
-    values: _Values = {}
-    depths: dict[str, float] = {}
-    seen: dict[str, float] = {}
-    for run, step, text, value in readings:
-        if text.count("/") < 2:
-            continue
-        tag = Tag.parse(text)
-        if tag.group != group or tag.layer.endswith("_over_layers"):
-            continue
-        if tag.measure == _PLACE:
-            depths.setdefault(tag.layer, value)
-        elif tag.measure == measure:
-            values.setdefault(run, {}).setdefault(step, {})[tag.layer] = value
-            seen.setdefault(tag.layer, len(seen))
-    return values, {layer: depths.get(layer, len(depths) + place) for layer, place in seen.items()}
+def _heights(of_run: dict[int, dict[str, float]], step: int, layers: list[str]) -> list[float | None]:
+    _, now = at_or_before(of_run, step) or (step, {})
+    return [finite(now.get(layer)) for layer in layers]
 
 
-def _lines(values: _Values, step: int, layers: list[str]) -> list[dict[str, Any]]:
-    """A trace a run, of its last readings up to a step."""
-    traces = []
-    for place, (run, of_run) in enumerate(values.items()):
-        past = [before for before in of_run if before <= step]
-        now: Mapping[str, float] = of_run[max(past)] if past else {}
-        colour = _COLOURS[place % len(_COLOURS)]
-        traces.append(
-            {
-                "type": "scatter",
-                "name": run,
-                "x": layers,
-                "y": [now.get(layer) for layer in layers],
-                "mode": "lines+markers",
-                "line": {"color": colour},
-                "hovertemplate": "%{x}: %{y:.4g}",
-            }
-        )
-    return traces
+def _line(place: int, run: str, layers: list[str], about: str) -> dict[str, Any]:
+    look = run_look(place)
+    return {
+        "type": "scatter",
+        "name": plain(run),
+        "x": list(range(len(layers))),
+        "text": [plain(layer) for layer in layers],
+        "mode": "lines+markers" if len(layers) <= _MOST_MARKERS else "lines",
+        "line": look | {"width": 2},
+        "marker": {"size": 7},
+        "hovertemplate": f"<b>%{{text}}</b>: %{{y:.4g}}{about}",
+    }
 
 
-def _figure(frames: Mapping[int, list[dict[str, Any]]], title: str) -> go.Figure:
-    import plotly.graph_objects as go
-
-    last = max(frames)
-    highest = max((y for lines in frames.values() for line in lines for y in line["y"] if y is not None and y == y), default=1)
-    at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
-    moves = [{"label": str(step), "method": "animate", "args": [[str(step)], at_once]} for step in frames]
-    play = {"label": "Play", "method": "animate", "args": [None, {"frame": {"duration": 300}, "fromcurrent": False}]}
-    return go.Figure(
-        data=frames[last],
-        frames=[{"name": str(step), "data": lines} for step, lines in frames.items()],
-        layout={
-            "template": "simple_white",
-            "title": {"text": title},
-            "xaxis": {"title": {"text": "layer, from input to output"}, "type": "category"},
-            "yaxis": {"title": {"text": title}, "range": [0, 1.05 * highest]},
-            "showlegend": len(frames[last]) > 1,
-            "sliders": [{"active": len(moves) - 1, "steps": moves, "currentvalue": {"prefix": "step "}, "pad": {"t": 60}}],
-            "updatemenus": [{"type": "buttons", "buttons": [play], "x": 0, "y": -0.25, "xanchor": "right", "yanchor": "top"}],
-        },
+def _layout(title: str, layers: list[str], frames: Mapping[int, list[list[float | None]]], runs: int) -> dict[str, Any]:
+    heights = [height for now in frames.values() for line in now for height in line if height is not None]
+    reach = [1.05 * min(0.0, min(heights, default=0.0)), 1.05 * max(heights, default=1.0)]
+    return layout(
+        title,
+        xaxis=axis("layer, from input to output", range=[-0.5, len(layers) - 0.5], **layer_ticks(layers)),
+        # One range for all steps, or a fall could not be seen.
+        yaxis=axis(title, range=reach),
+        showlegend=runs > 1,
+        sliders=[_slider(list(frames))],
+        updatemenus=[_buttons()],
+        margin={"l": 70, "r": 30, "t": 130, "b": 60},
     )
+
+
+def _slider(steps: list[int]) -> dict[str, Any]:
+    at_once = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    moves = [{"label": str(step), "method": "animate", "args": [[str(step)], at_once]} for step in steps]
+    now = {"prefix": "step ", "xanchor": "right"}
+    # Above the chart: below, names of layers may be long.
+    place = {"x": 0.12, "len": 0.88, "y": 1, "yanchor": "bottom", "pad": {"b": 15}}
+    return {"active": len(steps) - 1, "steps": moves, "currentvalue": now, **place}
+
+
+def _buttons() -> dict[str, Any]:
+    """Play from the first step, and pause."""
+    moving = {"mode": "immediate", "frame": {"duration": 150, "redraw": False}, "transition": {"duration": 0}}
+    play = {"label": "▶", "method": "animate", "args": [None, moving | {"fromcurrent": True}]}
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    pause = {"label": "❚❚", "method": "animate", "args": [[None], still]}
+    place = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "pad": {"b": 25}, "direction": "left"}
+    return {"type": "buttons", "showactive": False, "buttons": [play, pause], **place}
