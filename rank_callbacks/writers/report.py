@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.loggers import AnyLogger, write_to_each
 from rank_callbacks.writers.matrix_spectrum import MatrixSpectrum
 from rank_callbacks.writers.table import Table
 from rank_callbacks.writers.tensorboard import write_to_tensorboard
 from rank_callbacks.writers.wandb import write_to_wandb
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Listener", "Report", "write_report"]
 
 
 class Report(NamedTuple):
@@ -35,25 +35,34 @@ class Report(NamedTuple):
     tables: Mapping[Tag, Table] = MappingProxyType({})
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """A callback that is told of every report of every monitor of its trainer."""
+
+    def receive_report(self, trainer: Trainer, report: Report) -> None:
+        """Hear of a report before it is written, on every process."""
+
+
 def write_report(trainer: Trainer, report: Report) -> None:
     """Write a report to each of the trainer's loggers, and its scalars to ``trainer.callback_metrics``.
 
     TensorBoard gets one batched summary, with tables as Markdown in its text dashboard; Weights & Biases one row with a
     histogram for each spectrum, and tables; every other logger the scalars. Loggers are written to by the first process alone;
-    ``callback_metrics``, which ``EarlyStopping`` and ``ModelCheckpoint`` read, is filled on all.
+    ``callback_metrics``, which ``EarlyStopping`` and ``ModelCheckpoint`` read, is filled on all. A logger that fails makes a
+    warning, and training goes on. Callbacks with a method ``receive_report`` hear of the report first.
     """
     trainer.callback_metrics.update({str(tag): torch.tensor(value) for tag, value in report.scalars.items()})
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            _write(logger, report)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # its connector sets it
+        if isinstance(callback, Listener):
+            callback.receive_report(trainer, report)
 
-
-def _write(logger: Logger, report: Report) -> None:
-    # By name: pytorch_lightning and lightning.pytorch each have their own classes.
-    kinds = {kind.__name__ for kind in type(logger).__mro__}
-    if "TensorBoardLogger" in kinds:
+    def to_tensorboard(logger: AnyLogger) -> None:
         write_to_tensorboard(logger, report.step, report.scalars, report.spectra, report.tables)
-    elif "WandbLogger" in kinds:
+
+    def to_wandb(logger: AnyLogger) -> None:
         write_to_wandb(logger, report.step, report.scalars, report.spectra, report.tables)
-    else:
+
+    def to_other(logger: AnyLogger) -> None:
         logger.log_metrics({str(tag): value for tag, value in report.scalars.items()}, step=report.step)
+
+    write_to_each(trainer, tensorboard=to_tensorboard, wandb=to_wandb, other=to_other)

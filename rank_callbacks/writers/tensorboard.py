@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers.loggers import AnyLogger
 from rank_callbacks.writers.matrix_spectrum import MatrixSpectrum
 from rank_callbacks.writers.table import Table
 
@@ -16,7 +16,7 @@ PLUGIN_NAME = "rank_callbacks"
 
 
 def write_to_tensorboard(
-    logger: Any,  # ruff: ignore[any-type] - TensorBoardLogger of either Lightning package
+    logger: AnyLogger,
     step: int,
     scalars: Mapping[Tag, float],
     spectra: Mapping[Tag, MatrixSpectrum],

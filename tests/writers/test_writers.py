@@ -81,8 +81,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         ]
         fit(model, Poison(), WeightRankMonitor(every_n_steps=2, change=True), weights, logger=loggers)
         wandb_logger.experiment.finish()
+        wandb.teardown()  # until its process ends, the file may not be whole
         yield Run(recorder.readings(*OURS), weights.at, path)
-        wandb.teardown()
 
 
 def events(path: Path) -> list[Event]:
@@ -258,8 +258,8 @@ def tabulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ]
         fit(mlp(batches=2), TabulatesAtTheEnd(), logger=loggers, max_epochs=2)
         wandb_logger.experiment.finish()
-        yield path
         wandb.teardown()
+        yield path
 
 
 @pytest.mark.parametrize(("folder", "tag"), [("plain", "ours/deficit/table"), ("prefixed", "mine-ours/deficit/table")])
