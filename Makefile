@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint browser docs bench clean
+.PHONY: help demo test test-slow lint browser docs screenshots bench clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ browser:  ## Install a browser, for the tests and pictures of the Ranks tab
 
 docs: .venv/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python docs/generate_measures.py
+
+screenshots: .venv/.dev browser  ## Take the pictures of the Ranks tab anew, of the logs of make demo
+	$(BIN)/python docs/screenshots.py runs/mnist
 
 bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.spectra

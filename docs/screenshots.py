@@ -13,8 +13,8 @@ IMAGES = Path(__file__).with_name("images")
 COLLAPSED = "weight_decay=0.01"
 # What each picture shows, as the tab's own address spells it.
 PICTURES = {
-    "depth_profile": {"view": "depth_profile", "group": "feature_rank"},
-    "depth_profile_dark": {"view": "depth_profile", "group": "weight_rank"},
+    "depth_profile": {"view": "depth_profile", "group": "weight_rank"},
+    "depth_profile_dark": {"view": "depth_profile", "group": "feature_rank", "measure": "centered_effective_rank"},
     "heatmap": {"view": "heatmap", "group": "weight_rank", "run": COLLAPSED},
     "spectrum": {"view": "spectrum", "group": "weight_rank", "run": COLLAPSED, "layer": "net.hidden3.0.weight", "k": "10"},
     "gradient_bound": {"view": "gradient_bound", "run": "weight_decay=0.002"},

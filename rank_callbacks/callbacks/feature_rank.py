@@ -215,7 +215,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         spectra = {centered: self._spectra(trainer, parts, values, centered) for centered in (False, True)}
         arrays: dict[Tag, MatrixSpectrum] = {}
         for centered, name in ((False, "spectrum"), (True, "centered_spectrum")):
-            of_layers = {layer: one for (layer, label), one in spectra[centered].items() if label is None}
+            of_layers = _by_depth({layer: one for (layer, label), one in spectra[centered].items() if label is None}, hooks.order)
             warn_of_nan(of_layers, step, self._warned)
             arrays |= spectra_by_tag(self.group, of_layers, name)
         scalars = self._readings(trainer, hooks, rows, spectra) | self._depths(hooks, rows)
@@ -295,6 +295,12 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         for name in [name for name in reasons if name not in self._warned]:
             self._warned.add(name)
             warnings.warn(f"{self.group} of {name} has no reading: {reasons[name]}.", stacklevel=2)
+
+
+def _by_depth(spectra: Mapping[str, Spectrum], order: Sequence[str]) -> dict[str, Spectrum]:
+    """In the order in which layers ran; last those that ran in other processes alone."""
+    ran = [layer for layer in order if layer in spectra]
+    return {layer: spectra[layer] for layer in (*ran, *(spectra.keys() - set(ran)))}
 
 
 class _SingularValues:
