@@ -215,7 +215,9 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         spectra = {centered: self._spectra(trainer, parts, values, centered) for centered in (False, True)}
         arrays: dict[Tag, MatrixSpectrum] = {}
         for centered, name in ((False, "spectrum"), (True, "centered_spectrum")):
-            of_layers = _by_depth({layer: one for (layer, label), one in spectra[centered].items() if label is None}, hooks.order)
+            of_layers = _by_depth(
+                {layer: one for (layer, label), one in spectra[centered].items() if label is None}, hooks.order
+            )
             warn_of_nan(of_layers, step, self._warned)
             arrays |= spectra_by_tag(self.group, of_layers, name)
         scalars = self._readings(trainer, hooks, rows, spectra) | self._depths(hooks, rows)
