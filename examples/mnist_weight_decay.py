@@ -165,7 +165,7 @@ def main() -> None:
             bar.set_description(f"weight decay {weight_decay:g}")
             results[weight_decay] = train(weight_decay, options.epochs, options.folder, bar)
     Console(width=112).print(table(results))
-    print(f"Logs: {options.folder}. Watch them with\n\n    .venv/bin/tensorboard --logdir {options.folder}\n")
+    print(f"Logs: {options.folder}. Watch them in the Ranks tab of\n\n    .venv/bin/tensorboard --logdir {options.folder}\n")
 
 
 if __name__ == "__main__":
