@@ -37,6 +37,7 @@ bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.share_of_training
 	$(BIN)/python -m benchmarks.dashboard
+	$(BIN)/python -m benchmarks.compare
 
 clean:
 	rm -rf .venv runs

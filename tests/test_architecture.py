@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # What each part of the package may import of the others: the arrows of its layout.
 PARTS = {
-    "__init__": {"callbacks", "gradient_bounds", "metrics", "network_report", "wandb_view"},
+    "__init__": {"callbacks", "gradient_bounds", "inspection", "metrics", "network_report", "truncation", "wandb_view"},
     "tags": set(),
     "rows": {"tags"},
     "catalog": set(),
@@ -23,13 +23,30 @@ PARTS = {
     "matrices": set(),
     "gradient_bounds": {"functional", "matrices"},
     "network_report": {"functional", "matrices"},
+    "table": set(),
+    "truncation": {"functional", "matrices", "table"},
+    "inspection": {"functional", "matrices", "table"},
     "metrics": {"functional"},
     "writers": {"tags", "catalog"},
-    "callbacks": {"writers", "metrics", "matrices", "functional", "gradient_bounds", "figures", "tags", "rows", "catalog"},
+    "callbacks": {
+        "writers",
+        "metrics",
+        "matrices",
+        "functional",
+        "gradient_bounds",
+        "truncation",
+        "figures",
+        "tags",
+        "rows",
+        "catalog",
+    },
     "wandb_view": {"tags"},
     "figures": {"tags", "rows", "catalog", "collapse_catalog", "feature_catalog"},
-    "compare": {"figures", "tags", "catalog"},
-    "tensorboard_plugin": {"figures", "rows", "tags", "catalog", "collapse_catalog"},
+    "logged_names": {"tags", "catalog", "collapse_catalog"},
+    "garbage": set(),
+    "compare": {"figures", "rows", "tags", "catalog", "collapse_catalog", "logged_names", "garbage"},
+    "cli": {"compare", "inspection"},
+    "tensorboard_plugin": {"figures", "rows", "tags", "logged_names", "garbage"},
 }
 # What it may import of other people's packages, at the top of its files.
 LIBRARIES = {
@@ -37,6 +54,8 @@ LIBRARIES = {
     "matrices": {"torch"},
     "gradient_bounds": {"torch"},
     "network_report": {"torch"},
+    "truncation": {"torch"},
+    "inspection": {"torch"},
     "metrics": {"torch", "torchmetrics"},
     "writers": {"torch", "numpy", "pytorch_lightning"},
     "callbacks": {"torch", "numpy", "pytorch_lightning", "torchmetrics"},
@@ -45,7 +64,10 @@ LIBRARIES = {
     "tensorboard_plugin": {"numpy", "tensorboard", "werkzeug"},
 }
 # Slow or optional: imported inside the function that needs them.
-INSIDE_FUNCTIONS_ONLY = {"wandb", "wandb_workspaces", "tensorboard", "plotly", "sklearn"}
+INSIDE_FUNCTIONS_ONLY = {
+    *("wandb", "wandb_workspaces", "tensorboard", "plotly", "sklearn"),
+    *("pandas", "rich", "tqdm", "yaml", "google"),
+}
 WITHOUT_TORCH = {
     "tags",
     "wandb_view",
@@ -54,7 +76,10 @@ WITHOUT_TORCH = {
     "collapse_catalog",
     "feature_catalog",
     "figures",
+    "logged_names",
+    "garbage",
     "compare",
+    "cli",
     "tensorboard_plugin",
 }
 

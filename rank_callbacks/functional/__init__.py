@@ -91,6 +91,7 @@ from rank_callbacks.functional.second_moments import (
     second_moments,
 )
 from rank_callbacks.functional.spectrum import singular_values, singular_values_of_each, spectrum_cost
+from rank_callbacks.functional.truncation import factored_parameters, kept_rank, truncated
 
 __all__ = [
     "ClassDeficit",
@@ -134,6 +135,7 @@ __all__ = [
     "equinorm",
     "exact_rank",
     "factor_tolerances",
+    "factored_parameters",
     "feature_singular_values",
     "feng_jacobian_rank",
     "frobenius_norm",
@@ -141,6 +143,7 @@ __all__ = [
     "independence_deficit",
     "jacobian_rank",
     "jacobian_singular_values",
+    "kept_rank",
     "leading_subspace",
     "leaky_relu_threshold",
     "lidar",
@@ -181,6 +184,7 @@ __all__ = [
     "spectrum_cost",
     "stable_rank",
     "total_cluster_variation",
+    "truncated",
     "two_nn",
     "view_moments",
 ]

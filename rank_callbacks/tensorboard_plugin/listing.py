@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any, NamedTuple, TypeAlias
 
-from rank_callbacks.catalog import find_measure
-from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE
+from rank_callbacks.logged_names import natural_order, prefix_and_tag
 from rank_callbacks.tags import Tag
 
 __all__ = ["PLUGIN_NAME", "Listing", "Place", "SpectrumPlace", "natural_order", "read_listing"]
@@ -16,18 +14,6 @@ __all__ = ["PLUGIN_NAME", "Listing", "Place", "SpectrumPlace", "natural_order", 
 # As rank_callbacks.writers.tensorboard writes it, which cannot be imported without torch.
 PLUGIN_NAME = "rank_callbacks"
 VERSION = 1
-_GROUPS = (
-    "weight_rank",
-    "weight_change_rank",
-    "gradient_rank",
-    "update_rank",
-    "moment_rank",
-    "feature_rank",
-    "network_rank",
-    "neural_collapse",
-    "rank_collapse",
-    "monitor",
-)
 
 Hyperparameters: TypeAlias = "dict[str, float | str]"
 
@@ -83,17 +69,6 @@ class Listing(NamedTuple):
         return sorted(self.scalars.keys() | self.spectra.keys(), key=natural_order)
 
 
-def natural_order(text: str) -> list[tuple[int, float, str]]:
-    """A key that sorts names as people do: ``layer.2`` before ``layer.10``, ``lr=0.05`` before ``lr=0.5``.
-
-    Example:
-        >>> sorted(["wd=1e-2", "wd=5e-4", "wd=0"], key=natural_order)
-        ['wd=0', 'wd=5e-4', 'wd=1e-2']
-    """
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
-    return [(1, float(part), "") if place % 2 else (0, 0.0, part) for place, part in enumerate(parts)]
-
-
 def read_listing(provider: Any, context: Any, experiment: str) -> Listing:  # ruff: ignore[any-type] - TensorBoard has no types
     """Ask a data provider of TensorBoard for the names of everything that the tab can show.
 
@@ -119,7 +94,7 @@ def _add_scalars(listing: Listing, series: dict[str, dict[str, Any]]) -> None:
     prefixes = {run: _prefixes(tags) for run, tags in series.items()}
     for run, tags in series.items():
         for text in tags:
-            prefix, tag = _ours(text)
+            prefix, tag = prefix_and_tag(text)
             if tag is not None:
                 listing.scalars.setdefault(_shown(run, prefix), {})[tag] = Place(run, text)
                 continue
@@ -132,7 +107,7 @@ def _add_spectra(listing: Listing, series: dict[str, dict[str, Any]]) -> None:
     later: set[str] = set()
     for run, tags in series.items():
         for text, entry in tags.items():
-            prefix, tag = _ours(text)
+            prefix, tag = prefix_and_tag(text)
             content = _content(entry.plugin_content)
             if tag is None or content is None or content.get("version") != VERSION:
                 later.add(run)
@@ -147,7 +122,7 @@ def _add_spectra(listing: Listing, series: dict[str, dict[str, Any]]) -> None:
 def _add_tables(listing: Listing, series: dict[str, dict[str, Any]]) -> None:
     for run, tags in series.items():
         for text in tags:
-            prefix, tag = _ours(text)
+            prefix, tag = prefix_and_tag(text)
             if tag is not None:
                 listing.tables.setdefault(_shown(run, prefix), {})[tag] = Place(run, text)
 
@@ -191,33 +166,9 @@ def _content(written: bytes) -> dict[str, Any] | None:
     return content if complete else None
 
 
-def _ours(text: str) -> tuple[str, Tag | None]:
-    """A logger's prefix and our tag; no tag where ``text`` is not of a monitor.
-
-    ``NeuralCollapseMonitor`` lets its user name the group, so that the measure must tell.
-    """
-    try:
-        tag = Tag.parse(text)
-    except ValueError:
-        return "", None
-    for group in _GROUPS:
-        if tag.group == group:
-            return "", tag
-        if tag.group.endswith(f"-{group}"):
-            return tag.group.removesuffix(group), tag._replace(group=group)
-    return "", tag if _is_measure(tag.measure) else None
-
-
-def _is_measure(name: str) -> bool:
-    try:
-        return name in NEURAL_COLLAPSE or bool(find_measure(name))
-    except ValueError:
-        return False
-
-
 def _prefixes(tags: dict[str, Any]) -> set[str]:
     """The prefixes of the loggers that wrote our tags."""
-    return {prefix for prefix, tag in map(_ours, tags) if tag is not None}
+    return {prefix for prefix, tag in map(prefix_and_tag, tags) if tag is not None}
 
 
 def _shown(run: str, prefix: str) -> str:

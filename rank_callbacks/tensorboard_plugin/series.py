@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rank_callbacks.figures.thinning import thinned
+from rank_callbacks.garbage import uncollected
 from rank_callbacks.rows import Row
 from rank_callbacks.tags import Tag
 from rank_callbacks.tensorboard_plugin.listing import Hyperparameters, Listing, Place, read_listing
@@ -34,18 +33,6 @@ class Spectra(NamedTuple):
     shape: tuple[int, ...]
 
 
-@contextmanager
-def _uncollected() -> Generator[None]:
-    """No search for garbage: over hundreds of thousands of readings, all of them alive, it takes two thirds of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 class Logs:
     """A log directory as TensorBoard's data provider has it at one request.
 
@@ -61,7 +48,7 @@ class Logs:
         self._where = {"ctx": context, "experiment_id": experiment}
         self.listing = listing or read_listing(provider, context, experiment)
 
-    @_uncollected()
+    @uncollected()
     def rows(
         self, runs: Collection[str], wanted: Callable[[Tag], bool], most: int = MOST_READINGS, last: bool = False
     ) -> list[Row]:

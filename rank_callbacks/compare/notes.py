@@ -1,0 +1,71 @@
+"""What is wrong with runs, in words: as each tells by itself, and beside the others."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from rank_callbacks.compare.run import Run
+
+__all__ = ["noted"]
+
+# NaN where it does not apply, as to a loss that has another part.
+_MAY_BE_NAN = {"certificate_loose"}
+# Runs that were asked for different lengths do not tell that one of them is cut short.
+_LENGTHS = {"epochs", "max_epochs", "num_epochs", "steps", "max_steps", "num_steps"}
+# A last validation or report may come a step sooner or later.
+_AS_LONG = 0.95
+
+
+def noted(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with what is wrong with them added to their notes.
+
+    A run is empty, has no hyperparameters, has readings that are NaN, or ends before others that were asked for as much: it
+    failed, was stopped or is still running. Ends are compared in epochs where all have logged them, and in steps otherwise.
+
+    Args:
+        runs: That belong together.
+    """
+    short = _short(runs)
+    return [run._replace(notes=[*run.notes, *short.get(run.name, ()), *_found(run)]) for run in runs]
+
+
+def _short(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """A note for each run that ends before others, by its name."""
+    alike: dict[frozenset[tuple[str, object]], list[Run]] = defaultdict(list)
+    for run in runs:
+        if _step(run) is not None:
+            alike[frozenset((name, run.hyperparameters[name]) for name in _LENGTHS & run.hyperparameters.keys())].append(run)
+    return {run.name: [note] for group in alike.values() for run, note in _short_of(group)}
+
+
+def _short_of(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
+    unit, as_long, ends = "epoch", 1.0, [_epoch(run) for run in runs]
+    if None in ends:
+        unit, as_long, ends = "step", _AS_LONG, [_step(run) for run in runs]
+    most = max(end for end in ends if end is not None)
+    for run, end in zip(runs, ends, strict=True):
+        if end is not None and end < as_long * most:
+            yield run, f"Ends at {unit} {end:g}, others at {most:g}: failed, stopped or still running."
+
+
+def _epoch(run: Run) -> float | None:
+    series = run.metrics.get("epoch", ())
+    return series[-1][1] if series else None
+
+
+def _step(run: Run) -> float | None:
+    """The last step that a run has anything of; None if it is empty."""
+    steps = [series[-1][0] for series in run.metrics.values() if series] + [row.step for row in run.rows[-1:]]
+    return max(steps, default=None)
+
+
+def _found(run: Run) -> Iterator[str]:
+    if _step(run) is None:
+        yield "Empty: it has logged no numbers."
+    if not run.hyperparameters:
+        yield "Has logged no hyperparameters."
+    broken = [row for row in run.rows if math.isnan(row.value) and row.tag.measure not in _MAY_BE_NAN]
+    if broken:
+        yield f"{len(broken)} of its {len(run.rows)} readings are NaN, the first at step {broken[0].step}: {broken[0].tag}."

@@ -1,0 +1,167 @@
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from rank_callbacks.compare.report import report
+from rank_callbacks.compare.run import Run
+from rank_callbacks.compare.sections import sections
+from tests.compare.sweeps import made_run, ranks, sweep_of
+
+
+class Page(HTMLParser):
+    """The elements of a page, its text outside of scripts, and the JSON of its figures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: dict[str, str] = {}
+        self.text = ""
+        self._at = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._at = (dict(attrs).get("id") or "script") if tag == "script" else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._at = "" if tag == "script" else self._at
+
+    def handle_data(self, data: str) -> None:
+        if self._at.startswith("figure"):
+            self.figures[self._at] = data
+        elif not self._at:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(report(sweep_of()))
+
+
+def test_opens_offline(page: Page) -> None:
+    addresses = [value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href"}]
+    assert not addresses
+    assert not [tag for tag, _ in page.elements if tag in {"link", "iframe", "img"}]
+
+
+def test_each_chart_has_its_figure(page: Page) -> None:
+    places = [attributes["data-figure"] for tag, attributes in page.elements if attributes.get("class") == "chart"]
+    assert set(places) == set(page.figures)
+    assert len(places) >= 5
+    for text in page.figures.values():
+        assert {"data", "layout"} <= json.loads(text, parse_constant=pytest.fail).keys()
+
+
+def test_table_has_all_runs(page: Page) -> None:
+    assert sum(tag == "tr" for tag, _ in page.elements) == 4
+    assert "wd=0.001" in page.text
+
+
+def test_missing_charts_say_what_to_add(page: Page) -> None:
+    assert "Add GradientRankMonitor to the trainer's callbacks" in page.text
+    assert "Add FeatureRankMonitor" in page.text
+
+
+EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;'
+
+
+def test_names_and_settings_are_text() -> None:
+    runs = [
+        run._replace(name=f"{EVIL}{run.name}", hyperparameters={EVIL: f"{EVIL}{place}"})
+        for place, run in enumerate(sweep_of())
+    ]
+    renamed = [run._replace(rows=[row._replace(run=run.name) for row in run.rows]) for run in runs]
+    noted = made_run(EVIL, 0.1, ranks(1.0, 2.0), notes=[EVIL])
+    page = Page(report([*renamed, noted], x=EVIL))
+    plain = Page(report(sweep_of()))
+    assert sum(tag == "script" for tag, _ in page.elements) - len(page.figures) == 2
+    assert sum(tag == "script" for tag, _ in plain.elements) - len(plain.figures) == 2
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+    assert page.text.count(EVIL) > 5
+    # Plotly takes tags for markup in what it draws: none of these is whole.
+    drawn = [trace.get("name", "") for text in page.figures.values() for trace in json.loads(text)["data"]]
+    assert not [name for name in drawn if "<img" in name or "<script" in name]
+
+
+def troubled() -> list[Run]:
+    return [
+        *sweep_of(),
+        made_run("cut-off", 0.1, ranks(1e6, 1e6), notes=["still running"]),
+        Run("empty", "csv", {"weight_decay": 0.1}, [], {}, {}),
+        made_run("unnamed", 0.1, ranks(1e6, 1e6))._replace(hyperparameters={}),
+        made_run("diverged", 0.1, ranks(math.nan, 1e6), 0.5),
+        made_run("smaller", 0.1, ranks(1e6, layers=["net.a.weight"])),
+    ]
+
+
+def test_troubled_runs_are_named_with_their_trouble() -> None:
+    page = Page(report(troubled()))
+    for text in (
+        "cut-off: still running",
+        "empty: no readings of any monitor",
+        "unnamed: no hyperparameter weight_decay",
+        "diverged: readings that are NaN or infinite at the end: net.a.weight",
+        "smaller: other layers than most runs: lacks net.b.weight",
+    ):
+        assert text in page.text
+    assert "NaN" in page.text
+
+
+def test_troubled_runs_are_in_no_mean_fit_or_front() -> None:
+    compared, clean = (sections(runs, "weight_decay")[:3] for runs in (troubled(), sweep_of()))
+    assert compared == clean
+
+
+def test_troubled_runs_are_in_charts_of_single_runs() -> None:
+    depths = sections(troubled(), "weight_decay")[4]
+    names = {trace["name"] for trace in json.loads(depths.charts[0].json)["data"]}
+    assert {"cut-off", "diverged"} <= names
+
+
+def test_fitted_line_in_the_chart() -> None:
+    (chart,) = sections(sweep_of(), "weight_decay")[2].charts
+    line = json.loads(chart.json)["data"][-1]
+    assert line["name"] == "slope 1 (1 to 1),<br>R² 1.00"
+    assert line["y"] == pytest.approx([0.0005 * ratio for ratio in line["x"]])
+    assert line["x"] == pytest.approx([20, 500])
+
+
+def test_fitted_line_tells_what_it_leaves_out() -> None:
+    (note,) = sections(sweep_of(), "weight_decay")[2].notes
+    assert note.startswith("The line is fitted to 4 layers; 2 more have no place in it")
+    without = sections(sweep_of([0.0, 0.1]), "weight_decay")[2]
+    assert without.notes[0].startswith("No line is fitted. Expected 3 layers")
+    assert without.charts[0].json
+
+
+def test_many_runs_are_thinned_and_it_is_said() -> None:
+    spectra = sections(sweep_of([0.001 * place for place in range(1, 21)]), "weight_decay")[3]
+    assert spectra.notes == ["8 runs are drawn, evenly along weight_decay; 12 more are not, for want of room."]
+
+
+def test_runs_without_accuracy_are_named() -> None:
+    runs = [*sweep_of(), made_run("silent", 0.1, sweep_readings(), None)]
+    assert sections(runs, "weight_decay")[1].notes == ["Without a final accuracy or rank, and so not drawn: silent."]
+
+
+def sweep_readings() -> dict[tuple[str, str, str], float]:
+    return {tuple(row.tag): row.value for row in sweep_of([0.1])[0].rows}
+
+
+def test_latest_spectrum_of_each_run() -> None:
+    (chart,) = sections(sweep_of(), "weight_decay")[3].charts
+    curves = [trace for trace in json.loads(chart.json)["data"] if "step 9" in trace["name"]]
+    assert [curve["y"] for curve in curves] == [[3.0, 1.0]] * 3
+
+
+def test_no_runs() -> None:
+    with pytest.raises(ValueError, match="Expected runs to compare, got none"):
+        report([])
+
+
+def test_accuracy_by_name() -> None:
+    runs = [run._replace(metrics={**run.metrics, "f1": [(9, 0.123)]}) for run in sweep_of()]
+    assert r"<th>f1</th>" in report(runs, accuracy="f1")
+    assert "0.123" in Page(report(runs, accuracy="f1")).text

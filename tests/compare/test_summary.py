@@ -1,0 +1,105 @@
+import math
+
+from rank_callbacks.compare.run import Run
+from rank_callbacks.compare.summary import summary
+from tests.compare.sweeps import LAYERS, distances, made_run, ranks, sweep_of
+
+
+def sentence(runs: list[Run], word: str) -> str:
+    (found,) = [text for text in summary(runs) if word in text]
+    return found
+
+
+def test_a_clean_sweep() -> None:
+    texts = summary(sweep_of())
+    assert texts[:3] == [
+        "3 of 3 runs are compared, with 3 values of weight_decay.",
+        "From weight_decay 0 to 0.01 the effective rank of the weights, mean over layers, falls from 30 to 10 (most in "
+        "net.a.weight: 40 to 13.3), while the accuracy falls from 0.95 to 0.942.",
+        "3 of 3 runs are on the Pareto front of low rank and high accuracy: the best accuracy is 0.95, at rank 30 "
+        "(weight_decay 0); the lowest rank within 1 point of it has wd=0.01 (weight_decay 0.01, at rank 10 and accuracy "
+        "0.942).",
+    ]
+    assert "Over 4 layers of 2 runs" in texts[3]
+    assert "to the power 1 (95 % interval 1 to 1), which explains 100%" in texts[3]
+    assert texts[3].endswith("The interval holds 1, a distance in proportion to TCV/λ as in the bound of Zangrando et al.")
+    assert texts[4].startswith("The joint certificate holds for 6 of 6 weights")
+
+
+def test_seeds_are_a_mean() -> None:
+    seeds = [made_run(f"s{rank}", 0.0, ranks(rank, rank), 0.9 + rank / 1000) for rank in (10.0, 20.0)]
+    text = sentence([*seeds, made_run("b", 0.1, ranks(5.0, 6.0), 0.925)], "From weight_decay")
+    assert "falls from 15 to 5.5" in text
+    assert "rises from 0.915 to 0.925" in text
+
+
+def test_unsound_runs_are_counted_and_not_spoken_of() -> None:
+    odd = made_run("odd", 0.1, ranks(1.0, 1.0), 0.999, notes=["still running"])
+    texts = summary([*sweep_of(), odd])
+    assert texts[0] == (
+        "3 of 4 runs are compared, with 3 values of weight_decay. 1 cannot be and is in no mean, fit or front; why is below."
+    )
+    assert texts[1:] == summary(sweep_of())[1:]
+
+
+def test_accuracy_in_percent() -> None:
+    runs = [made_run("a", 0.0, ranks(9.0, 9.0), 95.0), made_run("b", 0.1, ranks(3.0, 3.0), 93.5)]
+    assert sentence(runs, "Pareto").endswith("no run of lower rank is within 1 point of it.")
+    runs[1] = made_run("b", 0.1, ranks(3.0, 3.0), 94.5)
+    assert "within 1 point of it has b" in sentence(runs, "Pareto")
+
+
+def test_nan_accuracy_is_no_best() -> None:
+    runs = [*sweep_of(), made_run("nan", 0.1, ranks(1.0, 1.0), math.nan)]
+    assert "the best accuracy is 0.95" in sentence(runs, "Pareto")
+    assert "accuracy" not in sentence(runs, "From weight_decay")
+
+
+def test_one_setting_moves_nowhere() -> None:
+    assert not [text for text in summary(sweep_of([0.1])) if text.startswith("From")]
+
+
+def test_settings_in_words() -> None:
+    runs = [
+        made_run(name, 0.0, ranks(4.0, rank))._replace(hyperparameters={"opt": name})
+        for name, rank in (("sgd", 2.0), ("adam", 6.0))
+    ]
+    assert (
+        "From opt adam to sgd the effective rank of the weights, mean over layers, falls from 5 to 3"
+        in summary(runs, "opt")[1]
+    )
+
+
+def law_of(power: float) -> str:
+    runs = [
+        made_run(f"r{d}", d, distances(d, (0.5, 0.2), [1e-4 * (v / d) ** power for v in (0.5, 0.2)]))
+        for d in (0.001, 0.01, 0.1)
+    ]
+    return sentence(runs, "Zangrando")
+
+
+def test_verdict_says_what_the_interval_allows() -> None:
+    assert "holds 1" in law_of(1)
+    assert "more steeply" in law_of(2)
+    assert "less steeply" in law_of(0.5)
+    assert "rises where TCV/λ falls" in law_of(-1)
+
+
+def test_interval_that_holds_zero_is_no_law() -> None:
+    far = {0.001: (0.1, 0.9), 0.01: (0.9, 0.1), 0.1: (0.2, 0.5)}
+    runs = [made_run(f"r{d}", d, distances(d, (0.5, 0.2), both)) for d, both in far.items()]
+    assert sentence(runs, "Over 6 layers").endswith("too few, or too different, to show that the distance follows TCV/λ.")
+
+
+def test_certificate_that_is_crossed_is_counted() -> None:
+    readings = distances(0.1, (0.5, 0.2), (0.4, 0.1)) | {("rank_collapse", "certificate_joint", LAYERS[0]): 0.1}
+    text = sentence([made_run("a", 0.1, readings)], "certificate")
+    assert text.startswith("The joint certificate holds for 1 of 2 weights")
+    assert text.endswith("for 2.")
+
+
+def test_least_used_gradient() -> None:
+    readings = {("gradient_rank", "utilization", layer): share for layer, share in zip(LAYERS, (0.9, 0.3), strict=True)}
+    text = sentence([made_run("a", 0.1, ranks(1.0, 2.0) | readings)], "gradients")
+    assert "have 60% of the rank" in text
+    assert "least has net.b.weight in a, 30%" in text

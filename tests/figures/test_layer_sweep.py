@@ -1,0 +1,53 @@
+import json
+import math
+
+import pytest
+
+from rank_callbacks.figures.layer_sweep import layer_sweep
+from rank_callbacks.rows import Row
+from tests.figures.tables import reading
+
+
+def rank(run: str, value: float, layer: str = "net.x", step: int = 9) -> Row:
+    return reading("weight_rank", "effective_rank", layer, value, run, step)
+
+
+SETTINGS = {"a": 0.0, "b": 0.01, "c": 0.1, "c2": 0.1}
+TABLE = [rank("a", 40.0), rank("b", 30.0), rank("c", 12.0), rank("c2", 8.0)]
+
+
+def test_mean_and_interval_over_seeds() -> None:
+    (line,) = layer_sweep(TABLE, SETTINGS)["data"]
+    assert line["y"] == [40.0, None, 30.0, 10.0]
+    assert line["error_y"]["array"][:3] == [None, None, None]
+    # s = 4/√2 over √2 runs, and t of one degree of freedom.
+    assert line["error_y"]["array"][3] == pytest.approx(12.706 * 2)
+    assert "10 ± 25, 2 runs" in line["text"][3]
+
+
+def test_a_line_a_layer() -> None:
+    figure = layer_sweep([*TABLE, *(rank(run, 5.0, "net.y") for run in SETTINGS)], SETTINGS)
+    assert [line["name"] for line in figure["data"]] == ["x", "y"]
+    json.dumps(figure, allow_nan=False)
+
+
+def test_last_reading_counts_and_nan_is_none() -> None:
+    table = [*TABLE, rank("b", 3.0, step=20), rank("c2", math.nan, step=20)]
+    (line,) = layer_sweep(table, SETTINGS)["data"]
+    assert line["y"][2:] == [3.0, 12.0]
+
+
+def test_run_without_setting_is_left_out() -> None:
+    (line,) = layer_sweep(TABLE, {"a": 0.2, "b": 0.3})["data"]
+    assert (line["x"], line["y"]) == ([0.2, 0.3], [40.0, 30.0])
+
+
+def test_markup_is_text() -> None:
+    (line,) = layer_sweep([rank("a", 1.0, "<b>x</b>")], {"a": "<i>"})["data"]
+    assert line["name"] == "&lt;b&gt;x&lt;/b&gt;"
+    assert line["x"] == ["&lt;i&gt;"]
+
+
+def test_nothing_to_draw() -> None:
+    with pytest.raises(ValueError, match="Add WeightRankMonitor"):
+        layer_sweep([], SETTINGS)
