@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE
+from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK
 from rank_callbacks.tags import Tag
 
 __all__ = ["natural_order", "prefix_and_tag"]
@@ -21,8 +22,10 @@ _GROUPS = (
     "network_rank",
     "neural_collapse",
     "rank_collapse",
+    "truncation",
     "monitor",
 )
+_OF_GROUPS_BY_ANY_NAME = {*NEURAL_COLLAPSE, *FEATURE_RANK, *NETWORK_RANK}
 
 
 def natural_order(text: str) -> list[tuple[int, float, str]]:
@@ -41,7 +44,7 @@ def natural_order(text: str) -> list[tuple[int, float, str]]:
 def prefix_and_tag(name: str) -> tuple[str, Tag | None]:
     """A logger's prefix, with its hyphen, and our tag; no tag where ``name`` is not of a monitor.
 
-    ``NeuralCollapseMonitor`` lets its user name the group, so that the measure must tell.
+    The monitors of features let their user name the group, so that the measure must tell.
 
     Example:
         >>> prefix_and_tag("mine-weight_rank/stable_rank/head.weight")
@@ -63,6 +66,6 @@ def prefix_and_tag(name: str) -> tuple[str, Tag | None]:
 
 def _is_measure(name: str) -> bool:
     try:
-        return name in NEURAL_COLLAPSE or bool(find_measure(name))
+        return name in _OF_GROUPS_BY_ANY_NAME or bool(find_measure(name.removeprefix("centered_")))
     except ValueError:
         return False

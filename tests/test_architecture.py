@@ -42,7 +42,7 @@ PARTS = {
     },
     "wandb_view": {"tags"},
     "figures": {"tags", "rows", "catalog", "collapse_catalog", "feature_catalog"},
-    "logged_names": {"tags", "catalog", "collapse_catalog"},
+    "logged_names": {"tags", "catalog", "collapse_catalog", "feature_catalog"},
     "garbage": set(),
     "compare": {"figures", "rows", "tags", "catalog", "collapse_catalog", "logged_names", "garbage"},
     "cli": {"compare", "inspection"},

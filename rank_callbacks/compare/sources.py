@@ -81,6 +81,10 @@ def _name(root: Path, path: Path) -> str:
 
 
 def _logs_below(root: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    if root.parts[:1] == ("wandb:",):
+        raise ValueError(
+            f"Expected a folder with runs, got {str(root)!r}: projects on W&B's server are not read, offline runs are."
+        )
     if not root.is_dir():
         raise FileNotFoundError(f"Expected a folder with runs, got {str(root)!r}, which does not exist or is no folder.")
     found = list(_walk(root))

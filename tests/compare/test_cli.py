@@ -51,6 +51,12 @@ def test_table_has_one_row_a_run(sweep: Path, capsys: pytest.CaptureFixture[str]
     assert {cell for row in table(output) for cell in row[4:]} == {"–"}
 
 
+def test_projects_of_a_server_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "wandb://entity/project"])
+    assert "projects on W&B's server are not read" in capsys.readouterr().err
+
+
 def test_any_axis_and_metric(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1:3] for row in table(compare(capsys, sweep, "--x", "lr", "--accuracy", "loss"))] == [["0.1", "1"]] * 4
 
