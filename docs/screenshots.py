@@ -1,4 +1,4 @@
-"""Takes pictures of the Ranks tab: ``python docs/screenshots.py LOGS``; needs Chromium, and logs of ``make demo``."""
+"""Takes pictures of the Ranks tab and of a report: ``python docs/screenshots.py LOGS``; needs Chromium, and ``make demo``."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def main() -> None:
             open_tab(page, address, chosen, dark=name.endswith("_dark"))
             page.wait_for_timeout(500)  # fonts and transitions
             page.screenshot(path=options.folder / f"ranks_{name}.png")
+        page.goto((options.logs / "report.html").absolute().as_uri())
+        page.wait_for_timeout(2000)  # for its charts
+        page.screenshot(path=options.folder / "report.png")
 
 
 if __name__ == "__main__":
