@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rank_callbacks.catalog import MEASURES, Measure
 from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE, RANK_COLLAPSE, Reading
-from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK
+from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK, TRUNCATION
 
 PAGE = Path(__file__).with_name("measures.md")
 
@@ -77,6 +77,14 @@ What `NetworkRankMonitor` logs as `network_rank/<reading>/<layer>`: the rank of 
 layer's features, `h` of D numbers. Those of the classifier are of its own features and logits `y`.
 """
 
+LOWER = """\
+# Truncation
+
+What `TruncationMonitor` logs as `truncation/<reading>/network`. `y_i` are the logits of n samples, `s_i`, `u_i` and `v_i` the
+singular values and vectors of each weight, of m rows and n columns. The tolerance stands at the end of the name:
+`accuracy_at_rtol_0.1`.
+"""
+
 COLLAPSE = """\
 # Neural collapse
 
@@ -99,7 +107,13 @@ that class means make, `C` the rest, `λ` the weight decay. [collapse.md](collap
 def page() -> str:
     """The page, as Markdown."""
     sections = map(section, MEASURES.values())
-    tables = {FEATURES: FEATURE_RANK, NETWORK: NETWORK_RANK, COLLAPSE: NEURAL_COLLAPSE, FORCES: RANK_COLLAPSE}
+    tables = {
+        FEATURES: FEATURE_RANK,
+        NETWORK: NETWORK_RANK,
+        LOWER: TRUNCATION,
+        COLLAPSE: NEURAL_COLLAPSE,
+        FORCES: RANK_COLLAPSE,
+    }
     return "\n".join(
         [INTRODUCTION, overview(), *sections, *(part for head, rows in tables.items() for part in (head, readings(rows)))]
     )

@@ -1,12 +1,15 @@
-"""Readings of feature rank and of network rank that no spectrum alone holds, beside the measures of ``catalog``."""
+"""Readings of features, networks and their truncation that no spectrum alone holds, beside the measures of ``catalog``."""
 
 from __future__ import annotations
 
 from rank_callbacks.collapse_catalog import Reading
 
-__all__ = ["FEATURE_RANK", "NETWORK_RANK"]
+__all__ = ["FEATURE_RANK", "NETWORK_RANK", "TRUNCATION"]
 
 _FENG = "Rank diminishing in deep neural networks (Feng et al., 2022), https://arxiv.org/abs/2206.06072"
+_ECKART_YOUNG = (
+    "The approximation of one matrix by another of lower rank (Eckart and Young, 1936), https://doi.org/10.1007/BF02288367"
+)
 _GAO = "A theory of multineuronal dimensionality, dynamics and measurement (Gao et al., 2017), https://doi.org/10.1101/214262"
 
 FEATURE_RANK: dict[str, Reading] = {
@@ -185,6 +188,36 @@ NETWORK_RANK: dict[str, Reading] = {
             bounds="[0, ∞)",
             how_to_read="Below the tolerance of jacobian_rank no direction was missed; above it the rank is a lower bound.",
             source="Finding structure with randomness (Halko, Martinsson and Tropp, 2011), https://arxiv.org/abs/0909.4061",
+        ),
+    )
+}
+
+TRUNCATION: dict[str, Reading] = {
+    row.name: row
+    for row in (
+        Reading(
+            name="accuracy",
+            title="Share of the samples classified as their label, with the weights as they are.",
+            formula="#{i : argmax y_i = label_i} / n",
+            bounds="[0, 1]",
+            how_to_read="What the accuracies after truncation are to be held against.",
+            source=_ECKART_YOUNG,
+        ),
+        Reading(
+            name="accuracy_at_rtol",
+            title="The same with the singular values above the tolerance alone in every weight.",
+            formula="accuracy with W = Σ_{i : s_i > rtol · s_1} s_i u_i v_iᵀ",
+            bounds="[0, 1]",
+            how_to_read="As high as the accuracy itself where the network does not need the directions below the tolerance.",
+            source=_ECKART_YOUNG,
+        ),
+        Reading(
+            name="parameters_at_rtol",
+            title="Share of the weights' numbers that is left, each stored as two factors where that takes fewer.",
+            formula="Σ min(k·(m + n), m·n) / Σ m·n, k = #{i : s_i > rtol · s_1}",
+            bounds="[0, 1]",
+            how_to_read="What truncation at the tolerance saves. At 1 ranks are above half of the width of square weights.",
+            source=_ECKART_YOUNG,
         ),
     )
 }

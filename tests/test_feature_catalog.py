@@ -2,13 +2,13 @@ import re
 
 import pytest
 
-from rank_callbacks import FeatureRankMonitor, NetworkRankMonitor, functional
+from rank_callbacks import FeatureRankMonitor, NetworkRankMonitor, TruncationMonitor, functional
 from rank_callbacks.callbacks import feature_readings, network_readings
 from rank_callbacks.catalog import MEASURES
-from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK
+from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK, TRUNCATION
 
 FEATURES = {"alpha_req", "saturation", "corrected_participation_ratio", "two_nn", "lidar", "dead_fraction", "dormant_ratio"}
-rows = [*FEATURE_RANK.values(), *NETWORK_RANK.values()]
+rows = [*FEATURE_RANK.values(), *NETWORK_RANK.values(), *TRUNCATION.values()]
 every_row = pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
 
 
@@ -17,10 +17,17 @@ def test_every_reading_has_a_row():
     assert set(NETWORK_RANK) == {*network_readings._MEASURES, "jacobian_error", "predicted_logit_accuracy"}
 
 
-@pytest.mark.parametrize(("rows", "monitor"), [(FEATURE_RANK, FeatureRankMonitor), (NETWORK_RANK, NetworkRankMonitor)])
-def test_the_monitor_tells_of_every_reading(rows, monitor):
+@pytest.mark.parametrize(
+    ("rows", "monitor", "before"),
+    [
+        (FEATURE_RANK, FeatureRankMonitor, ""),
+        (NETWORK_RANK, NetworkRankMonitor, ""),
+        (TRUNCATION, TruncationMonitor, "truncation/"),
+    ],
+)
+def test_the_monitor_tells_of_every_reading(rows, monitor, before):
     for name in rows:
-        assert f"``{name}" in monitor.__doc__, name
+        assert f"``{before}{name}" in monitor.__doc__, name
 
 
 @pytest.mark.parametrize("name", FEATURES)

@@ -32,7 +32,9 @@ class TruncationMonitor(Callback):
     """Measures the accuracy of a classifier whose weight matrices are replaced by their best approximations of lower rank.
 
     **When.** At the end of validation, in epochs that ``every_n_epochs`` divides and in the last, and of ``trainer.validate``;
-    not in the sanity check. List it last among the callbacks: hooks of others that are still open see its passes.
+    not in the sanity check. An epoch is not known to be the last if a callback stops the fit after its validation, as
+    ``EarlyStopping`` does unless it is told ``check_on_train_epoch_end=False``. List the monitor last among the callbacks:
+    hooks of others that are still open see its passes.
 
     **Logs**, for each tolerance such as 0.1:
 
@@ -51,8 +53,8 @@ class TruncationMonitor(Callback):
     **Cost.** For each tolerance a pass over the first validation loader, and a spectrum and a singular value decomposition of
     every matrix; one further pass; a copy of the weights.
 
-    **Distributed.** Every process truncates its own copy and goes through its own share of the loader; counts are summed.
-    Sharded models are refused.
+    **Distributed.** Every process truncates its own copy and goes through its own share of the loader; counts are summed, so
+    that samples which a sampler repeats to make shares equal count twice. Sharded models are refused.
 
     Args:
         rtols: Tolerances relative to the largest singular value of each matrix.
@@ -101,9 +103,8 @@ class TruncationMonitor(Callback):
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go through the validation data again, with the weights as they are and at every tolerance."""
-        epoch = trainer.current_epoch
-        is_last = trainer.state.fn != "fit" or epoch + 1 == trainer.max_epochs
-        if not trainer.sanity_checking and (is_last or epoch % self.every_n_epochs == 0):
+        is_due = trainer.current_epoch % self.every_n_epochs == 0
+        if not trainer.sanity_checking and (is_due or _is_last(trainer)):
             with undisturbed(pl_module):
                 write_report(trainer, Report(step_axis(trainer), self._readings(trainer, pl_module), {}))
 
@@ -123,6 +124,12 @@ class TruncationMonitor(Callback):
                 counts += torch.stack([hits.sum(), hits.new_tensor(hits.numel(), dtype=torch.int64)])
         right, samples = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         return right / samples if samples else math.nan
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether no validation of this fit follows: of epochs, of steps, or since a callback before this one has stopped it."""
+    at_end = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+    return trainer.state.fn != "fit" or at_end or trainer.should_stop
 
 
 def _validation_batches(trainer: Trainer) -> Iterable[Any]:

@@ -29,11 +29,29 @@ _X = "weight_decay"
 def add_compare(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Add ``compare`` to the commands of a parser."""
     parser = commands.add_parser(
-        "compare", help="compare runs that any logger has written", description="Compare every run at or below some folders."
+        "compare",
+        help="compare runs that any logger has written",
+        description="Compare every run at or below some folders, or of a project on W&B.",
     )
-    parser.add_argument("paths", nargs="+", metavar="FOLDER", help="where runs are: TensorBoard, CSVLogger, offline W&B")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PLACE",
+        help="where runs are: a folder of TensorBoard, CSVLogger or offline W&B; or wandb://entity/project",
+    )
+    _add_choices(parser)
+    _add_outputs(parser)
+    parser.set_defaults(run_command=_compare)
+
+
+def _add_choices(parser: ArgumentParser) -> None:
+    """What is compared, and by what."""
     parser.add_argument("--x", metavar="NAME", help=f"the hyperparameter to compare by ({_X})")
-    parser.add_argument("--accuracy", metavar="NAME", help="the metric to hold ranks against (one whose name has 'acc')")
+    parser.add_argument(
+        "--accuracy",
+        metavar="NAME",
+        help="the metric to hold ranks against, of which more is better (one whose name has 'acc')",
+    )
     parser.add_argument(
         "--where", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="only runs with this hyperparameter"
     )
@@ -45,6 +63,12 @@ def add_compare(commands: _SubParsersAction[ArgumentParser]) -> None:
         help="average over runs that differ in it alone (seed)",
     )
     parser.add_argument(
+        "--any-length", action="store_true", help="runs that end before others have finished, as early stopping leaves them"
+    )
+
+
+def _add_outputs(parser: ArgumentParser) -> None:
+    parser.add_argument(
         "--out",
         nargs="+",
         type=_output,
@@ -53,7 +77,6 @@ def add_compare(commands: _SubParsersAction[ArgumentParser]) -> None:
         help="a report (.html; its long table comes with it as .csv unless one is named), the long table (.csv, .parquet)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run_command=_compare)
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -74,7 +97,7 @@ def _output(text: str) -> Path:
 
 @uncollected()
 def _compare(arguments: Namespace) -> None:
-    runs = read_runs(arguments.paths, dict(arguments.where), progress=not arguments.quiet)
+    runs = read_runs(arguments.paths, dict(arguments.where), not arguments.quiet, arguments.any_length)
     x = arguments.x or _X
     _check(runs, arguments.x, arguments.accuracy, arguments.seed)
     _print(runs, x, arguments.accuracy, arguments.seed)
@@ -96,7 +119,8 @@ def _print(runs: Sequence[Run], x: str, accuracy: str | None, seed: str | None) 
     columns, rows = final_table(runs, x, accuracy)
     wrong = problems(runs, x)
     sound = {name for name, sentences in wrong.items() if not sentences}
-    print_table(columns, over_seeds(rows, runs, sound, seed) if seed else rows, wrong, sys.stdout)
+    told = {run.name: [*wrong[run.name], *run.remarks] for run in runs}
+    print_table(columns, over_seeds(rows, runs, sound, seed) if seed else rows, told, sys.stdout)
 
 
 def _with_table(paths: Sequence[Path]) -> list[Path]:

@@ -17,12 +17,12 @@ def read_csv_folder(folder: Path) -> Log:
     Args:
         folder: Of one run.
     """
-    hyperparameters, notes = read_yaml(folder / "hparams.yaml")
+    hyperparameters, remarks = read_yaml(folder / "hparams.yaml")
     path = folder / "metrics.csv"
     if not path.is_file():
-        return Log({}, {}, hyperparameters, [*notes, "There is no metrics.csv: it ended before it logged anything."])
+        return Log({}, {}, hyperparameters, ["There is no metrics.csv: it ended before it logged anything."], remarks)
     scalars, of_table = _read_table(path)
-    return Log(scalars, {}, hyperparameters, [*notes, *of_table])
+    return Log(scalars, {}, hyperparameters, of_table, remarks)
 
 
 def _read_table(path: Path) -> tuple[Series, list[str]]:

@@ -29,10 +29,13 @@ def read_event_files(folder: Path) -> Log:
         folder: Of one run; its ``hparams.yaml`` is read as well.
     """
     reader = _Reader()
-    for path in sorted(folder.glob("*tfevents*")):
-        reader.read(path)
-    saved, notes = read_yaml(folder / "hparams.yaml")
-    return Log(reader.scalars, reader.spectra, {**saved, **reader.hyperparameters}, [*reader.notes, *notes])
+    whole = [reader.read(path) for path in sorted(folder.glob("*tfevents*"))]
+    saved, remarks = read_yaml(folder / "hparams.yaml")
+    # A restart goes on in a file of its own, after one that was cut off.
+    is_cut = whole[-1:] == [False]
+    notes, cuts = (reader.cuts[-1:], reader.cuts[:-1]) if is_cut else ([], reader.cuts)
+    settings = {**saved, **reader.hyperparameters}
+    return Log(reader.scalars, reader.spectra, settings, notes, [*cuts, *reader.remarks, *remarks])
 
 
 class _Reader:
@@ -42,10 +45,12 @@ class _Reader:
         self.scalars: dict[str, dict[int, float]] = {}
         self.spectra: dict[str, Spectra] = {}
         self.hyperparameters: Hyperparameters = {}
-        self.notes: list[str] = []
+        self.cuts: list[str] = []
+        self.remarks: list[str] = []
         self._contents: dict[str, tuple[str, bytes]] = {}  # only the first value of a tag has it
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path) -> bool:
+        """Whether the file ends where a record does."""
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
 
@@ -55,7 +60,9 @@ class _Reader:
                 event = Event.FromString(record)
                 self._add(event.step, event.summary.value)
         except (EOFError, DecodeError):
-            self.notes.append(f"Cut off: {path.name} ends within a record.")
+            self.cuts.append(f"Cut off: {path.name} ends within a record.")
+            return False
+        return True
 
     def _add(self, step: int, values: Any) -> None:  # ruff: ignore[any-type] - a protocol buffer
         scalars = self.scalars
@@ -93,7 +100,7 @@ class _Reader:
         shape = _shape(content)
         if shape is None:
             later = "Some of its spectra were written by another version of rank_callbacks and are left out."
-            self.notes += [] if later in self.notes else [later]
+            self.remarks += [] if later in self.remarks else [later]
             return
         of_tag = self.spectra.setdefault(value.tag, Spectra({}, shape)).by_step
         # An eighth of the memory of a list.
@@ -107,7 +114,7 @@ class _Reader:
         try:
             session = metadata.parse_session_start_info_plugin_data(content)
         except error.HParamsError as failure:
-            self.notes.append(f"Its hyperparameters cannot be read: {failure}")
+            self.remarks.append(f"Its hyperparameters cannot be read: {failure}")
             return
         plain = {name: getattr(at, at.WhichOneof("kind") or "", "") for name, at in session.hparams.items()}
         self.hyperparameters = {**self.hyperparameters, **plain}

@@ -96,7 +96,9 @@ def last_readings(run: Run) -> dict[Tag, float]:
 
 
 def accuracy_name(runs: Sequence[Run]) -> str | None:
-    """The metric that most runs have of those whose name holds "acc"; of a test or validation set first. None without any.
+    """The metric whose name holds "acc": of a test set first, then of a validation set, then the one that most runs have.
+
+    Only those count that at least half of the runs with any have. None without any.
 
     Args:
         runs: To be compared.
@@ -106,7 +108,9 @@ def accuracy_name(runs: Sequence[Run]) -> str | None:
         'val_acc'
     """
     names = [name for run in runs for name in run.metrics if "acc" in name.lower()]
-    return min(names, key=lambda name: (-names.count(name), _place(name), name), default=None)
+    with_any = sum(any("acc" in name.lower() for name in run.metrics) for run in runs)
+    usual = [name for name in names if 2 * names.count(name) >= with_any]
+    return min(usual or names, key=lambda name: (_place(name), -names.count(name), name), default=None)
 
 
 def _place(name: str) -> int:

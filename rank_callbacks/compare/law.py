@@ -102,7 +102,7 @@ def law(runs: Sequence[Run], distance: str = "relative_distance_to_rank_k", vari
     layers = [point for run in runs for point in _points(run, distance, variation)]
     points = tuple(point for point in layers if all(map(_has_logarithm, point[2:])))
     over = np.log([point.variation / point.weight_decay for point in points])
-    if len(points) < _FEWEST_POINTS or np.ptp(over) == 0:
+    if len(points) < _FEWEST_POINTS or _spread(over) == 0:
         raise ValueError(
             f"Expected {_FEWEST_POINTS} layers or more with weight decay and a {distance} and {variation} above 0, not all of "
             f"the same ratio to weight decay, got {len(points)}. Add RankCollapseMonitor to the callbacks of runs with weight "
@@ -150,18 +150,23 @@ def _has_logarithm(value: float) -> bool:
 
 def _line(x: _Vector, y: _Vector) -> tuple[float, float]:
     """Slope and intercept of least squares; NaN where all x are the same."""
-    spread = float(((x - x.mean()) ** 2).sum())
-    # Equal numbers differ from their mean by rounding.
-    if spread <= len(x) * (1e-12 * max(1.0, float(np.abs(x).max()))) ** 2:
+    spread = _spread(x)
+    if spread == 0:
         return math.nan, math.nan
     slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread
     return slope, float(y.mean() - slope * x.mean())
 
 
+def _spread(x: _Vector) -> float:
+    """The sum of squares about the mean; 0 for equal numbers, which differ from their mean by rounding."""
+    spread = float(((x - x.mean()) ** 2).sum())
+    return spread if spread > len(x) * (1e-12 * max(1.0, float(np.abs(x).max()))) ** 2 else 0.0
+
+
 def _explained(x: _Vector, y: _Vector) -> float:
     """R²; NaN where there is nothing to explain or nothing to explain it by."""
     slope, intercept = _line(x, y)
-    total = float(((y - y.mean()) ** 2).sum())
+    total = _spread(y)
     return 1 - float(((y - intercept - slope * x) ** 2).sum()) / total if total > 0 else math.nan
 
 

@@ -24,12 +24,16 @@ class Log(NamedTuple):
         spectra: Of matrices, by name.
         hyperparameters: As they were logged.
         notes: What is wrong with it.
+        remarks: What is odd about it and spoils nothing.
+        finished: Whether it tells that the run ended as it should.
     """
 
     scalars: Series
     spectra: dict[str, Spectra]
     hyperparameters: Hyperparameters
     notes: Sequence[str]
+    remarks: Sequence[str] = ()
+    finished: bool = False
 
 
 def runs_of(name: str, kind: str, log: Log) -> list[Run]:
@@ -61,7 +65,7 @@ def _run(name: str, kind: str, log: Log, prefix: str) -> Run:
         for at, tag in [prefix_and_tag(text)]
         if tag is not None and at == prefix
     }
-    return Run(name, kind, log.hyperparameters, rows, metrics, spectra, log.notes)
+    return Run(name, kind, log.hyperparameters, rows, metrics, spectra, *log[3:])
 
 
 def _rows(name: str, scalars: Series, prefix: str) -> Iterator[Row]:

@@ -52,7 +52,7 @@ def long_table(runs: Sequence[Run]) -> DataFrame:
     }
     settings = {_column(name): _setting(runs, name, counts) for name in _names(runs)}
     frame = pandas.DataFrame(columns | settings)
-    frame.attrs["notes"] = {run.name: list(run.notes) for run in runs if run.notes}
+    frame.attrs["notes"] = {run.name: [*run.notes, *run.remarks] for run in runs if run.notes or run.remarks}
     return frame
 
 

@@ -18,17 +18,22 @@ _LENGTHS = {"epochs", "max_epochs", "num_epochs", "steps", "max_steps", "num_ste
 _AS_LONG = 0.95
 
 
-def noted(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with what is wrong with them added to their notes.
+def noted(runs: Sequence[Run], any_length: bool = False) -> list[Run]:
+    """The runs, with what is wrong with them added to their notes, and readings that are NaN to their remarks.
 
-    A run is empty, has no hyperparameters, has readings that are NaN, or ends before others that were asked for as much: it
-    failed, was stopped or is still running. Ends are compared in epochs where all have logged them, and in steps otherwise.
+    A run is empty, has no hyperparameters, or ends before others that were asked for as much, and its log does not tell that
+    it finished: it failed, was stopped or is still running. Ends are compared in epochs where all have logged them, and in
+    steps otherwise.
 
     Args:
         runs: That belong together.
+        any_length: Whether a run that ends before others is taken for finished, as early stopping leaves it.
     """
-    short = _short(runs)
-    return [run._replace(notes=[*run.notes, *short.get(run.name, ()), *_found(run)]) for run in runs]
+    short = {} if any_length else _short(runs)
+    return [
+        run._replace(notes=[*run.notes, *short.get(run.name, ()), *_lacking(run)], remarks=[*run.remarks, *_broken(run)])
+        for run in runs
+    ]
 
 
 def _short(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -46,7 +51,7 @@ def _short_of(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
         unit, as_long, ends = "step", _AS_LONG, [_step(run) for run in runs]
     most = max(end for end in ends if end is not None)
     for run, end in zip(runs, ends, strict=True):
-        if end is not None and end < as_long * most:
+        if end is not None and end < as_long * most and not run.finished:
             yield run, f"Ends at {unit} {end:g}, others at {most:g}: failed, stopped or still running."
 
 
@@ -61,11 +66,14 @@ def _step(run: Run) -> float | None:
     return max(steps, default=None)
 
 
-def _found(run: Run) -> Iterator[str]:
+def _lacking(run: Run) -> Iterator[str]:
     if _step(run) is None:
         yield "Empty: it has logged no numbers."
     if not run.hyperparameters:
         yield "Has logged no hyperparameters."
+
+
+def _broken(run: Run) -> Iterator[str]:
     broken = [row for row in run.rows if math.isnan(row.value) and row.tag.measure not in _MAY_BE_NAN]
     if broken:
         yield f"{len(broken)} of its {len(run.rows)} readings are NaN, the first at step {broken[0].step}: {broken[0].tag}."

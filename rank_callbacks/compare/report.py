@@ -28,8 +28,8 @@ def report(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = 
     """The text of ``report.html``: a summary in words, a table of all runs, what is wrong with some, and the charts.
 
     It holds plotly's JavaScript, about 5 MB, and loads nothing. Runs with a problem are named with it and shown in the table
-    and in charts of single runs, and enter no mean, fit or front. Names and hyperparameters show as they are written, markup
-    among them. It is light or dark as the reader's system is, and light on paper.
+    and in charts of single runs, and enter no mean, fit or front; what is only odd is named as well. Names and hyperparameters
+    show as they are written, markup among them. It is light or dark as the reader's system is, and light on paper.
 
     Args:
         runs: All that were found; their names are unique.
@@ -55,6 +55,7 @@ def report(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = 
         *_summary(summary(runs, x, accuracy)),
         *_table(*final_table(runs, x, accuracy)),
         *_problems(problems(runs, x)),
+        *_remarks(runs),
         *(line for section in shown for line in _section(section, of_chart)),
     ]
     return _page(body, {name: chart.json for name, chart in figures.items() if chart.json})
@@ -90,6 +91,14 @@ def _problems(wrong: Mapping[str, Sequence[str]]) -> Iterator[str]:
     if named:
         yield '<section class="problems"><h2>Not compared</h2><p>In the table and in charts of single runs only:</p><ul>'
         yield from (f"<li><b>{escape(name)}</b>: {escape('; '.join(notes))}</li>" for name, notes in named.items())
+        yield "</ul></section>"
+
+
+def _remarks(runs: Sequence[Run]) -> Iterator[str]:
+    odd = [run for run in runs if run.remarks]
+    if odd:
+        yield '<section class="remarks"><h2>Odd</h2><p>Of itself none of this keeps a run from being compared:</p><ul>'
+        yield from (f"<li><b>{escape(run.name)}</b>: {escape('; '.join(run.remarks))}</li>" for run in odd)
         yield "</ul></section>"
 
 

@@ -35,7 +35,9 @@ class Run(NamedTuple):
         rows: The readings of the monitors, with ``name`` as their run, by step.
         metrics: All other numbers that it logged, such as an accuracy: step and value, by name.
         spectra: By tag ``<group>/spectrum/<layer>``.
-        notes: What is wrong with it, in words: empty, cut off, still running, NaN readings.
+        notes: What is wrong with it, in words: empty, cut off, still running. One that has any enters no mean.
+        remarks: What is odd about it and spoils nothing: NaN readings, another log in its folder.
+        finished: Whether its log tells that it ended as it should; False where the log does not tell.
     """
 
     name: str
@@ -45,3 +47,5 @@ class Run(NamedTuple):
     metrics: Mapping[str, Sequence[tuple[int, float]]]
     spectra: Mapping[Tag, Spectra]
     notes: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    finished: bool = False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
+from rank_callbacks.compare.compression import compression
 from rank_callbacks.compare.final import accuracy_name, final_accuracy, in_order_of, last_readings, mean_over_layers
 from rank_callbacks.compare.law import Law, law
 from rank_callbacks.compare.run import Run
@@ -17,6 +19,13 @@ from rank_callbacks.figures.layers import in_order
 from rank_callbacks.figures.looks import COLOURS
 from rank_callbacks.figures.thinning import thinned
 from rank_callbacks.figures.tradeoff import tradeoff
+from rank_callbacks.figures.truncation import (
+    Truncated,
+    accuracy_by_size,
+    accuracy_by_tolerance,
+    size_by_tolerance,
+    truncations,
+)
 from rank_callbacks.rows import Row
 from rank_callbacks.tags import Tag
 
@@ -27,6 +36,11 @@ _MOST_RUNS = 8
 _HIGH = 620
 _LINE = "The dashed line is of least squares, its slope with the 95 % interval; slope 1 is a distance in proportion to TCV/λ."
 _RANK = ("weight_rank", "effective_rank")
+_TRUNCATION = (
+    "In every weight the singular values up to the tolerance, a share of the largest, are set to zero. A curve that stays "
+    "level far to the right is of a network that needs few of its directions: two thin factors in place of each matrix would "
+    "serve it as well. A mark is the mean over seeds, its bar the 95 % interval; dark curves are small settings."
+)
 
 
 class Chart(NamedTuple):
@@ -71,7 +85,7 @@ def sections(runs: Sequence[Run], x: str, accuracy: str | None = None) -> list[S
     """
     every, good = in_order_of(runs, x), in_order_of(sound(runs, x), x)
     name = accuracy or accuracy_name(every)
-    return [_rank(good, x, name), _tradeoff(good, x, name), _collapse(good), *_of_single_runs(every, x)]
+    return [_rank(good, x, name), _tradeoff(good, x, name), _allowed(good, x), _collapse(good), *_of_single_runs(every, x)]
 
 
 def _of_single_runs(every: Sequence[Run], x: str) -> list[Section]:
@@ -90,7 +104,8 @@ def _rank(good: Sequence[Run], x: str, accuracy: str | None) -> Section:
         _chart("Rank, accuracy and neural collapse", lambda: sweep(rows, chosen, x, accuracies=accuracies)),
     ]
     seeds = " In the first chart a bar is the 95 % interval of the mean over seeds, in the second their range."
-    return Section(f"Rank against {x}", how_to_read("sweep", *_RANK) + seeds, charts)
+    notes = _lacking(accuracies, good, "a final accuracy, and so in no mean of it") if accuracies else []
+    return Section(f"Rank against {x}", how_to_read("sweep", *_RANK) + seeds, charts, notes)
 
 
 def _tradeoff(good: Sequence[Run], x: str, accuracy: str | None) -> Section:
@@ -105,6 +120,33 @@ def _tradeoff(good: Sequence[Run], x: str, accuracy: str | None) -> Section:
     notes = [f"Without a final accuracy or rank, and so not drawn: {', '.join(without)}."] if without else []
     charts = [_chart("Trade-off", lambda: tradeoff(ranks, accuracies, settings, x, accuracy or "accuracy"))]
     return Section("Rank against accuracy", about, charts, notes)
+
+
+def _allowed(good: Sequence[Run], x: str) -> Section:
+    """Of truncation, and of the final spectra."""
+    settings = {run.name: run.hyperparameters[x] for run in good}
+    truncated, sizes = truncations(chain.from_iterable(run.rows for run in good)), {run.name: compression(run) for run in good}
+    charts = [
+        _chart("Accuracy after truncation", lambda: accuracy_by_tolerance(truncated, settings, x)),
+        _chart("Accuracy against size", lambda: accuracy_by_size(truncated, settings, x)),
+        _chart("Parameters that the final spectra need", lambda: _sizes(sizes, settings, x)),
+    ]
+    notes = [*_lacking(truncated, good, "TruncationMonitor's readings, and so not in the charts of accuracy")]
+    whole = {name: one for name, one in sizes.items() if one}
+    notes += _lacking(whole, good, "whole spectra with shapes, and so not in the chart of the final spectra")
+    return Section("What the ranks allow", _TRUNCATION, charts, notes)
+
+
+def _sizes(sizes: Mapping[str, Sequence[Truncated]], settings: Mapping[str, float | str], x: str) -> Figure:
+    if not any(sizes.values()):
+        raise ValueError("Expected spectra of weights with their shapes, got none. Log to TensorBoard with WeightRankMonitor.")
+    return size_by_tolerance(sizes, settings, x)
+
+
+def _lacking(has: Container[str], good: Sequence[Run], what: str) -> list[str]:
+    """Of a sweep in which some runs have it."""
+    names = [run.name for run in good if run.name not in has]
+    return [f"Without {what}: {', '.join(names)}."] if 0 < len(names) < len(good) else []
 
 
 def _accuracies(runs: Sequence[Run], name: str | None) -> dict[str, float]:
@@ -128,7 +170,7 @@ def _collapse(good: Sequence[Run]) -> Section:
 def _left_out(found: Law) -> str:
     return (
         f"The line is fitted to {len(found.points)} layers; {found.left_out} more have no place in it, for they are at "
-        f"distance 0 (as a head of K rows is), at TCV 0, or without weight decay."
+        f"distance 0 (as a head of K rows is), at TCV 0, without weight decay, or NaN."
     )
 
 

@@ -13,7 +13,7 @@ from rank_callbacks.compare.run import Run
 
 __all__ = ["Spread", "over_seeds"]
 
-# A mean, the standard deviation, and the number of runs.
+# A mean, the standard deviation, and the number of runs; NaN and infinity are not among them.
 Spread: TypeAlias = "tuple[float, float, int]"
 
 
@@ -46,7 +46,8 @@ def _row(rows: Sequence[Sequence[Cell]]) -> list[Cell | Spread]:
 
 
 def _spread(cells: Sequence[Cell]) -> Cell | Spread:
-    values = [float(cell) for cell in cells if isinstance(cell, float | int)]
+    known = [float(cell) for cell in cells if isinstance(cell, float | int)]
+    values = [value for value in known if math.isfinite(value)]
     if not values:
-        return None
+        return known[0] if known else None
     return fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from rank_callbacks.compare.final import last_readings
 from rank_callbacks.compare.run import Run
 from rank_callbacks.figures.selection import OVER_LAYERS
+from rank_callbacks.tags import Tag
 
 __all__ = ["problems", "sound"]
 
-# What means, fits and fronts are made of: one that is NaN at the end spoils them.
-_NEEDED = {
-    ("weight_rank", "effective_rank"),
-    ("rank_collapse", "relative_distance_to_rank_k"),
-    ("rank_collapse", "tcv_ratio_input"),
-}
+# What ranks are compared by: NaN at the end, it has diverged. Of other readings each chart and fit leaves out what is NaN.
+_NEEDED = ("weight_rank", "effective_rank")
+# Times differ between two logs of the same training, or two trainings with the same seed.
+_TIMES = "monitor"
 _MOST_NAMES = 3
 
 
@@ -25,7 +26,8 @@ def problems(runs: Sequence[Run], x: str = "weight_decay") -> dict[str, list[str
     """What is wrong with each run, in words, by its name: its own notes, and what only the others show.
 
     A run without a finite ``x``, without readings, with other layers than most, or with a NaN or infinity among its last
-    effective ranks, distances or TCV ratios has a problem of its own. A run that has none has an empty list.
+    effective ranks has a problem of its own; so has one with the settings and the last readings of another, to the bit: the
+    same training again, which would count twice. A run that has none has an empty list.
 
     Args:
         runs: To be compared.
@@ -35,10 +37,14 @@ def problems(runs: Sequence[Run], x: str = "weight_decay") -> dict[str, list[str
         >>> problems([Run("a", "csv", {}, [], {}, {})])["a"]
         ['no hyperparameter weight_decay', 'no readings of any monitor']
     """
-    layers = {run.name: _layers(run) for run in runs}
+    last = {run.name: last_readings(run) for run in runs}
+    layers = {name: _layers(of_run) for name, of_run in last.items()}
     usual = Counter(of_run for of_run in layers.values() if of_run).most_common(1)
     most = usual[0][0] if usual else frozenset()
-    return {run.name: [*run.notes, *_found(run, x, layers[run.name], most)] for run in runs}
+    wrong = {run.name: [*run.notes, *_setting(run, x), *_readings(last[run.name], layers[run.name], most)] for run in runs}
+    for name, other in _again([run for run in runs if not wrong[run.name]], last):
+        wrong[name].append(f"the readings and settings of {other} again: the same training, which counts once")
+    return wrong
 
 
 def sound(runs: Sequence[Run], x: str = "weight_decay") -> list[Run]:
@@ -52,25 +58,39 @@ def sound(runs: Sequence[Run], x: str = "weight_decay") -> list[Run]:
     return [run for run in runs if not wrong[run.name]]
 
 
-def _layers(run: Run) -> frozenset[str]:
+def _layers(last: Mapping[Tag, float]) -> frozenset[str]:
     """Layers whose weights are measured."""
     weights = {"weight_rank", "rank_collapse"}
-    return frozenset(row.tag.layer for row in run.rows if row.tag.group in weights and row.tag.layer not in OVER_LAYERS)
+    return frozenset(tag.layer for tag in last if tag.group in weights and tag.layer not in OVER_LAYERS)
 
 
-def _found(run: Run, x: str, layers: frozenset[str], most: frozenset[str]) -> Iterator[str]:
+def _setting(run: Run, x: str) -> Iterator[str]:
     if x not in run.hyperparameters:
         yield f"no hyperparameter {x}"
     elif isinstance(value := run.hyperparameters[x], float) and not math.isfinite(value):
         yield f"the hyperparameter {x} is {value}"
-    if not run.rows:
+
+
+def _readings(last: Mapping[Tag, float], layers: frozenset[str], most: frozenset[str]) -> Iterator[str]:
+    if not last:
         yield "no readings of any monitor"
     elif layers != most:
         yield f"other layers than most runs: {_difference(layers, most)}"
-    last = last_readings(run)
-    broken = {tag.layer for tag, value in last.items() if tag[:2] in _NEEDED and not math.isfinite(value)}
+    broken = {tag.layer for tag, value in last.items() if tag[:2] == _NEEDED and not math.isfinite(value)}
     if broken:
-        yield f"readings that are NaN or infinite at the end: {_some(sorted(broken - OVER_LAYERS or broken))}"
+        yield f"effective ranks that are NaN or infinite at the end: {_some(sorted(broken - OVER_LAYERS or broken))}"
+
+
+def _again(runs: Sequence[Run], last: Mapping[str, Mapping[Tag, float]]) -> Iterator[tuple[str, str]]:
+    """Each run that is another once more, and the name of that, the first."""
+    first: dict[object, str] = {}
+    for run in runs:
+        tags = sorted(tag for tag in last[run.name] if tag.group != _TIMES)
+        values = np.array([last[run.name][tag] for tag in tags])
+        # Not all loggers keep more than float32.
+        same = (frozenset(run.hyperparameters.items()), tuple(tags), values.astype(np.float32).tobytes())
+        if tags and (other := first.setdefault(same, run.name)) != run.name:
+            yield run.name, other
 
 
 def _difference(layers: frozenset[str], most: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where runs are: folders that a logger has written to."""
+"""Where runs are: folders that a logger has written to, and projects on a server."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from rank_callbacks.compare.csv_file import read_csv_folder
 from rank_callbacks.compare.event_files import read_event_files
 from rank_callbacks.compare.log import Log
+from rank_callbacks.compare.source import Source
 from rank_callbacks.compare.wandb_file import read_wandb_folder
+from rank_callbacks.compare.wandb_project import SCHEME, sources_of_project
 from rank_callbacks.logged_names import natural_order
 
-__all__ = ["Source", "sources_below"]
+__all__ = ["sources_at"]
 
 _READERS: dict[str, Callable[[Path], Log]] = {
     "tensorboard": read_event_files,
@@ -29,68 +31,49 @@ _LOOKED_FOR = (
 )
 
 
-class Source(NamedTuple):
-    """One folder that a run wrote to.
+def sources_at(places: Sequence[str | os.PathLike[str]]) -> list[Source]:
+    """Every run at or below some places, in the order of their names. Links to folders are not followed.
+
+    A run is named by its folder below the place, or as on the server; where two have the same name, by the whole address.
 
     Args:
-        name: Of the run.
-        path: The folder.
-        kinds: Whose logs are in it; the first is read.
-    """
-
-    name: str
-    path: Path
-    kinds: tuple[str, ...]
-
-    def read(self) -> Log:
-        """What the log holds; one that cannot be read is empty, and its notes tell why."""
-        try:
-            log = _READERS[self.kinds[0]](self.path)
-        except OSError as failure:
-            return Log({}, {}, {}, [f"Cannot be read: {failure.strerror}."])
-        others = [
-            f"Its folder has a log of {kind} as well, taken for the same run and left unread." for kind in self.kinds[1:]
-        ]
-        return log._replace(notes=[*log.notes, *others])
-
-
-def sources_below(paths: Sequence[Path]) -> list[Source]:
-    """Every folder with a log at or below ``paths``, in the order of their names. Links to folders are not followed.
-
-    A run is named by its folder below the path; where two have the same name, by the whole of it.
-
-    Args:
-        paths: Folders.
+        places: Folders, and projects on a server as ``wandb://entity/project``.
 
     Raises:
-        FileNotFoundError: If a path does not exist.
-        ValueError: If there is no run below one of them.
+        FileNotFoundError: If a folder does not exist.
+        PermissionError: If the server does not know the user.
+        ConnectionError: If the server does not answer.
+        ValueError: If there is no run at or below one of them, or no such project.
+        ImportError: If there is a project among them, and wandb is not installed.
     """
-    found = [(root, path, kinds) for root in dict.fromkeys(paths) for path, kinds in _logs_below(root)]
-    found = list({path.resolve(): (root, path, kinds) for root, path, kinds in found}.values())
-    names = Counter(_name(root, path) for root, path, _ in found)
-    sources = [
-        Source(_name(root, path) if names[_name(root, path)] == 1 else path.as_posix(), path, kinds)
-        for root, path, kinds in found
-    ]
+    found = [source for place in places for source in _sources_at(os.fspath(place))]
+    found = list({os.path.realpath(source.address): source for source in found}.values())
+    names = Counter(source.name for source in found)
+    sources = [source if names[source.name] == 1 else source._replace(name=source.address) for source in found]
     return sorted(sources, key=lambda source: natural_order(source.name))
 
 
-def _name(root: Path, path: Path) -> str:
-    return path.resolve().name if path == root else path.relative_to(root).as_posix()
-
-
-def _logs_below(root: Path) -> list[tuple[Path, tuple[str, ...]]]:
-    if root.parts[:1] == ("wandb:",):
-        raise ValueError(
-            f"Expected a folder with runs, got {str(root)!r}: projects on W&B's server are not read, offline runs are."
-        )
-    if not root.is_dir():
-        raise FileNotFoundError(f"Expected a folder with runs, got {str(root)!r}, which does not exist or is no folder.")
-    found = list(_walk(root))
+def _sources_at(place: str) -> list[Source]:
+    if place.startswith(SCHEME):
+        return sources_of_project(place)
+    if not (root := Path(place)).is_dir():
+        raise FileNotFoundError(f"Expected a folder with runs, got {place!r}, which does not exist or is no folder.")
+    found = [_source(root, path, kinds) for path, kinds in _walk(root)]
     if not found:
-        raise ValueError(f"Expected runs at or below {str(root)!r}, found none. Looked for {_LOOKED_FOR}.")
+        raise ValueError(f"Expected runs at or below {place!r}, found none. Looked for {_LOOKED_FOR}.")
     return found
+
+
+def _source(root: Path, path: Path, kinds: tuple[str, ...]) -> Source:
+    name = path.resolve().name if path == root else path.relative_to(root).as_posix()
+    return Source(name, path.as_posix(), kinds[0], partial(_log, path, kinds))
+
+
+def _log(path: Path, kinds: tuple[str, ...]) -> Log:
+    """As the first kind has it."""
+    log = _READERS[kinds[0]](path)
+    others = [f"Its folder has a log of {kind} as well, taken for the same run and left unread." for kind in kinds[1:]]
+    return log._replace(remarks=[*log.remarks, *others])
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
 from rank_callbacks.compare.final import accuracy_name, final_accuracy, in_order_of, last_readings, mean_over_layers
@@ -12,6 +13,8 @@ from rank_callbacks.compare.run import Run
 from rank_callbacks.compare.soundness import sound
 from rank_callbacks.figures.selection import OVER_LAYERS
 from rank_callbacks.figures.tradeoff import pareto_front
+from rank_callbacks.figures.truncation import Truncated, truncations
+from rank_callbacks.rows import Row
 from rank_callbacks.tags import Tag
 
 __all__ = ["summary"]
@@ -19,14 +22,16 @@ __all__ = ["summary"]
 _RANK = ("weight_rank", "effective_rank")
 # Readings are float32, and rounding may put a distance above a bound that it equals.
 _ROUNDING = 1e-5
+# Of a hundred, of an accuracy in [0, 1].
+_POINT = 0.01
 
 
 def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = None) -> list[str]:
     """What the runs show, a sentence or two on each subject.
 
-    These are: how many can be compared, rank and accuracy from the least to the greatest ``x``, the best trade-off, the law of
-    rank collapse, its certificates, and gradients against their bounds. Only runs with which nothing is wrong are spoken of,
-    seeds as their mean. What no run has logged has no sentence.
+    These are: how many can be compared, rank and accuracy from the least to the greatest ``x``, the best trade-off, what
+    truncation leaves, the law of rank collapse, its certificates, and gradients against their bounds. Only runs with which
+    nothing is wrong are spoken of, seeds as their mean. What no run has logged has no sentence.
 
     Args:
         runs: All that were found.
@@ -40,7 +45,7 @@ def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None =
     good = in_order_of(sound(runs, x), x)
     if not good:
         return [f"None of the {len(runs)} runs can be compared: each has a problem, named below."]
-    name = accuracy or accuracy_name(good)
+    name = accuracy or accuracy_name(runs)
     found = {run.name: final_accuracy(run, name) for run in good}
     accuracies = {run: value for run, value in found.items() if value is not None and math.isfinite(value)}
     last = {run.name: last_readings(run) for run in good}
@@ -50,6 +55,7 @@ def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None =
         _counted(runs, good, settings, x),
         *_moved(last, ranks, accuracies, settings, x),
         *_traded(ranks, accuracies, settings, x),
+        *_truncated(chain.from_iterable(run.rows for run in good), settings, x),
         *_lawful(good),
         *_certified(last),
         *_used(last),
@@ -87,8 +93,10 @@ def _moved(
 
 
 def _goes(before: float, after: float) -> str:
-    verb = "falls" if after < before else "rises" if after > before else "stays"
-    return f"stays at {before:.3g}" if verb == "stays" else f"{verb} from {before:.3g} to {after:.3g}"
+    """Of numbers that read the same nothing is said to move."""
+    if f"{before:.3g}" == f"{after:.3g}":
+        return f"stays at {before:.3g}"
+    return f"{'falls' if after < before else 'rises'} from {before:.3g} to {after:.3g}"
 
 
 def _most_moved(last: Mapping[str, Mapping[Tag, float]], ends: Sequence[Sequence[str]]) -> str:
@@ -111,15 +119,53 @@ def _traded(
     if not front:
         return
     best = front[-1]
-    point = 0.01 if accuracies[best] <= 1 else 1.0  # of a hundred, however the accuracy is written
+    point = _POINT if accuracies[best] <= 1 else 100 * _POINT  # however the accuracy is written
     cheapest = next(run for run in front if accuracies[run] >= accuracies[best] - point)
     of_best = f"the best accuracy is {accuracies[best]:.3g}, at rank {ranks[best]:.3g} ({x} {_number(settings[best])})"
-    text = f"{len(front)} of {len(ranks)} runs are on the Pareto front of low rank and high accuracy: {of_best}"
+    both = len(ranks.keys() & accuracies.keys())
+    text = f"{len(front)} of {both} runs are on the Pareto front of low rank and high accuracy: {of_best}"
     if cheapest == best:
         yield f"{text}; no run of lower rank is within 1 point of it."
     else:
         less = f"{x} {_number(settings[cheapest])}, at rank {ranks[cheapest]:.3g} and accuracy {accuracies[cheapest]:.3g}"
         yield f"{text}; the lowest rank within 1 point of it has {cheapest} ({less})."
+
+
+def _truncated(rows: Iterable[Row], settings: Mapping[str, float | str], x: str) -> Iterator[str]:
+    """What truncation leaves at the greatest and at the least setting that have it."""
+    found = truncations(rows)
+    values = list(dict.fromkeys(settings[run] for run in settings if run in found))
+    texts = []
+    for value in dict.fromkeys(values[-1:] + values[:1]):
+        means = _means_at([found[run] for run in found if settings[run] == value])
+        if len(means) > 1:
+            texts.append(f"at {x} {_number(value)} {_kept(means)}")
+    if texts:
+        text = "; ".join(texts)
+        yield f"{text[0].upper()}{text[1:]}. These are the largest of the tolerances tried that cost 1 point at most."
+
+
+def _means_at(runs: Sequence[Sequence[Truncated]]) -> list[Truncated]:
+    """Over seeds, at every tolerance that all have, as trained first; empty without that."""
+    by_rtol = [{one.rtol: one for one in run if math.isfinite(one.accuracy)} for run in runs]
+    common = sorted(set.intersection(*map(set, by_rtol)))
+    alike = {rtol: [run[rtol] for run in by_rtol] for rtol in common} if 0.0 in common else {}
+    return [
+        Truncated(rtol, fmean(one.accuracy for one in seeds), fmean(one.share for one in seeds))
+        for rtol, seeds in alike.items()
+    ]
+
+
+def _kept(means: Sequence[Truncated]) -> str:
+    as_trained, *others = means
+    cheap = [one for one in others if one.accuracy >= as_trained.accuracy - _POINT]
+    if not cheap:
+        return f"truncation at {others[0].rtol:g} and above costs more than 1 point of {as_trained.accuracy:.3g}"
+    best = cheap[-1]
+    return (
+        f"truncation at {best.rtol:g} keeps {best.share:.0%} of the parameters at accuracy {best.accuracy:.3g} "
+        f"({as_trained.accuracy:.3g} without)"
+    )
 
 
 def _lawful(good: Sequence[Run]) -> Iterator[str]:
@@ -132,12 +178,18 @@ def _lawful(good: Sequence[Run]) -> Iterator[str]:
     yield (
         f"Over {len(found.points)} layers of {found.runs} runs with weight decay the relative distance to rank K goes as "
         f"(TCV ratio / λ) to the power {found.slope:.2g} ({within}), which explains {found.explained:.0%} of its variation on "
-        f"a log scale{_by_decay_alone(found)}. {_verdict(found)}"
+        f"a log scale{_by_decay_alone(found)}{_within_runs(found)}. {_verdict(found)}"
     )
 
 
 def _by_decay_alone(found: Law) -> str:
     return "" if math.isnan(found.explained_by_decay) else f"; λ without the TCV explains {found.explained_by_decay:.0%}"
+
+
+def _within_runs(found: Law) -> str:
+    """What the TCV tells where λ is the same."""
+    slope = found.slope_within_runs
+    return "" if math.isnan(slope) else f"; between layers of a run it goes as the TCV ratio to the power {slope:.2g}"
 
 
 def _verdict(found: Law) -> str:

@@ -54,7 +54,8 @@ def _text(cell: Cell | Spread, heading: str) -> str:
         return _printable(str(cell))
     if isinstance(cell, tuple):
         mean, spread, count = cell
-        return f"{_number(mean, heading)} ± {_number(spread, heading)} ({count})"
+        within = "" if math.isnan(spread) else f" ± {_number(spread, heading)}"
+        return f"{_number(mean, heading)}{within} ({count})"
     return _number(cell, heading)
 
 

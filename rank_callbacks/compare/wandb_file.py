@@ -11,6 +11,7 @@ from typing import Any
 
 from rank_callbacks.compare.hyperparameters import flat
 from rank_callbacks.compare.log import Log, Series
+from rank_callbacks.compare.wandb_history import add_row
 
 __all__ = ["read_wandb_folder"]
 
@@ -18,7 +19,6 @@ __all__ = ["read_wandb_folder"]
 _HISTORY, _CONFIG, _RUN, _EXIT = 2, 5, 17, 18
 _KEY, _NESTED_KEY, _VALUE_JSON = 1, 2, 16
 _BLOCK, _CHUNK = 32768, struct.Struct("<IHB")
-_TRAINERS_STEP = "trainer/global_step"
 
 
 def read_wandb_folder(folder: Path) -> Log:
@@ -37,37 +37,20 @@ def read_wandb_folder(folder: Path) -> Log:
         for path in sorted(folder.glob("run-*.wandb")):
             for field, content in (pair for record in _records(path) for pair in _fields(record)):
                 if field == _HISTORY:
-                    _add_row(scalars, content)
+                    add_row(scalars, dict(_items(content, 1)))
                 elif field in {_CONFIG, _RUN}:
                     _add_config(config, content if field == _CONFIG else dict(_fields(content)).get(4, b""))
                 elif field == _EXIT:
                     exit_code = dict(_fields(content)).get(1, 0)
     except EOFError:
         notes.append("Cut off: its file ends within a record, or is damaged there.")
-    return Log(scalars, {}, flat(config), [*notes, *_ending(exit_code)])
+    return Log(scalars, {}, flat(config), [*notes, *_ending(exit_code)], finished=exit_code == 0)
 
 
 def _ending(exit_code: int | None) -> list[str]:
     if exit_code is None:
         return ["It has not ended: still running, or killed."]
     return [f"Failed with exit code {exit_code}."] if exit_code else []
-
-
-def _add_row(scalars: Series, history: bytes) -> None:
-    row = dict(_items(history, 1))
-    step = row.pop(_TRAINERS_STEP, row.get("_step"))
-    if not isinstance(step, int | float):
-        return
-    for name, value in row.items():
-        number = _number(value)
-        if number is not None and not name.startswith("_"):
-            scalars.setdefault(name, {})[int(step)] = number
-
-
-def _number(value: object) -> float | None:
-    """A number, or one of the three that JSON has not, which Weights & Biases writes as text."""
-    is_number = isinstance(value, int | float) or (isinstance(value, str) and value in {"NaN", "Infinity", "-Infinity"})
-    return float(value) if is_number else None  # type: ignore[arg-type]
 
 
 def _add_config(config: dict[str, Any], content: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE, RANK_COLLAPSE, Reading
-from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK
+from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK, TRUNCATION
 from rank_callbacks.figures.looks import plain
 
 __all__ = ["Explanation", "explain", "hover_help", "how_to_read"]
@@ -63,12 +63,44 @@ _GRADIENT_RANK = {
         "Low: samples of a class agree.",
     ),
 }
+# What each monitor says of its own reports.
+_MONITOR = {
+    "seconds": Explanation(
+        "Wall time that a report took.", "seconds", "[0, ∞)", "High: read fewer layers or cheaper measures, or less often."
+    ),
+    "share_of_training": Explanation(
+        "Wall time that the monitor has taken so far, over that since training began.",
+        "seconds of the monitor / seconds",
+        "[0, 1]",
+        "Under 0.01 it costs next to nothing.",
+    ),
+    "every_n_steps": Explanation(
+        "Steps between reports that the monitor has chosen.",
+        "least of 50, 100, 200, 500, … that max_overhead affords",
+        "[50, ∞)",
+        "High: a report is dear beside a step. Gaps between readings are then meant.",
+    ),
+    "approximate_layers": Explanation(
+        "Layers that the report read from leading singular values alone.",
+        "#{layers without a whole spectrum}",
+        "[0, layers]",
+        "Of these layers stable rank and distance to rank K are upper bounds, spectral norm and energy at rank K lower ones.",
+    ),
+    "spectrum_age": Explanation(
+        "Steps since the oldest whole spectrum that enters the means over layers was read.",
+        "step − least step of a layer's last whole spectrum",
+        "[0, steps]",
+        "0: all is of this report. High: means of measures that need whole spectra, effective rank among them, lag behind.",
+    ),
+}
 _TABLES: dict[str, Mapping[str, Explanation | Reading]] = {
     "neural_collapse": NEURAL_COLLAPSE,
     "rank_collapse": RANK_COLLAPSE,
     "feature_rank": FEATURE_RANK,
     "network_rank": NETWORK_RANK,
     "gradient_rank": _GRADIENT_RANK,
+    "truncation": TRUNCATION,
+    "monitor": _MONITOR,
 }
 _ANY = {name: row for table in _TABLES.values() for name, row in table.items()}
 _OF_CLASSES = re.compile(r"_of_class_\d+$|_mean_over_classes$|_min_over_classes$")
@@ -115,11 +147,13 @@ def hover_help(group: str, measure: str) -> str:
 _VIEWS = {
     "depth_profile": (
         "Each line is a run, layers from input to output; move the slider through training. A line drops where a "
-        "layer, and those after it, hold fewer directions; it sinks with the steps where training gives directions up."
+        "layer, and those after it, hold fewer directions; it sinks with the steps where training gives directions up. A "
+        "hollow mark was not read for its run's last report: hover tells when."
     ),
     "heatmap": (
         "A row is a layer, a column a report; colour is the value relative to the layer's largest. A row that turns dark has "
-        "lost rank since its best, and the column where it turns tells when; rows that stay bright are healthy."
+        "lost rank since its best, and the column where it turns tells when; rows that stay bright are healthy. A pale cell "
+        "was not read for its report: it is the reading before."
     ),
     "spectrum": (
         "Singular values of one layer, now in bold and earlier ones faint. A knee at rank K that deepens is collapse to rank "
@@ -135,7 +169,8 @@ _VIEWS = {
     ),
     "sweep": (
         "Each mark is the runs of one setting, its bar their range. Where the rank falls and the accuracy stays, the lost "
-        "directions were not needed; where both fall, it is too much. NC1 near 0 is neural collapse."
+        "directions were not needed; where both fall, it is too much. NC1 near 0 is neural collapse. A hollow mark was not "
+        "read for its run's last report."
     ),
     "findings": "What deserves a look, worst first: each once, with run, layer and step. An empty list is healthy.",
 }
@@ -149,6 +184,7 @@ _GROUPS = {
     ),
     "network_rank": "The rank of the map from the input falls along any network.",
     "rank_collapse": "0 is a weight of rank K; it says nothing of accuracy, so read that beside it.",
+    "truncation": "Near the accuracy of the network as trained, the directions below the tolerance are not needed.",
     "neural_collapse": "Layers nearest to the output collapse first, late in training.",
 }
 

@@ -23,6 +23,7 @@ _MONITORS = {
     "neural_collapse": "NeuralCollapseMonitor",
     "rank_collapse": "RankCollapseMonitor",
     "network_rank": "NetworkRankMonitor",
+    "truncation": "TruncationMonitor",
 }
 
 

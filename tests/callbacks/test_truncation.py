@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,6 +77,17 @@ def test_epochs_of_reports() -> None:
     recorder = Recorder()
     fit(net(), TruncationMonitor([0.5], every_n_epochs=2), logger=recorder, max_epochs=4)
     assert recorder.steps("truncation") == [2, 8, 11]
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 9, "max_epochs": -1}, {"max_epochs": 10}], ids=["steps", "stopped"])
+def test_last_epoch_is_reported_however_the_fit_ends(options: dict[str, int]) -> None:
+    recorder = Recorder()
+    stop = (
+        [EarlyStopping("loss", patience=1, mode="max", check_on_train_epoch_end=False)] if options["max_epochs"] == 10 else []
+    )
+    trainer = fit(net(), *stop, TruncationMonitor([0.5], every_n_epochs=7), logger=recorder, **options)
+    assert trainer.current_epoch > 1
+    assert recorder.steps("truncation") == [2, trainer.global_step - 1]
 
 
 def test_validation_outside_a_fit() -> None:

@@ -51,12 +51,6 @@ def test_table_has_one_row_a_run(sweep: Path, capsys: pytest.CaptureFixture[str]
     assert {cell for row in table(output) for cell in row[4:]} == {"–"}
 
 
-def test_projects_of_a_server_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["compare", "wandb://entity/project"])
-    assert "projects on W&B's server are not read" in capsys.readouterr().err
-
-
 def test_any_axis_and_metric(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1:3] for row in table(compare(capsys, sweep, "--x", "lr", "--accuracy", "loss"))] == [["0.1", "1"]] * 4
 
@@ -82,6 +76,26 @@ def test_a_wrong_run_is_named_and_not_averaged_in(sweep: Path, capsys: pytest.Ca
         "failed": "NaN",
     }
     assert "failed: 1 of its 2 readings are NaN, the first at step 9" in output
+
+
+def test_nan_of_a_run_is_in_no_mean_of_seeds(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And stops nothing; the number of runs tells."""
+    for folder, accuracy in zip(sorted(sweep.iterdir()), (0.5, "nan", "nan", "inf"), strict=True):
+        table = folder / "metrics.csv"
+        table.write_text(re.sub(r"^9,[^,]+", f"9,{accuracy}", table.read_text(), flags=re.MULTILINE))
+    assert [row[2] for row in table_of_seeds(sweep, capsys)] == ["0.5 (1)", "NaN"]
+
+
+def table_of_seeds(sweep: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return table(compare(capsys, sweep, "--seed"))
+
+
+def test_runs_of_any_length(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_of(sweep / "stopped", 5.0, end=3, weight_decay=0, seed=2, lr=0.1)
+    assert "stopped: Ends at step 3" in compare(capsys, sweep)
+    output = compare(capsys, sweep, "--any-length", "--seed")
+    assert "Ends at" not in output
+    assert "(3)" in table(output)[0][3]
 
 
 def test_table_is_written_as_load_has_it(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,8 @@ def test_last_accuracy_whatever_the_order() -> None:
         ([["train_acc", "val_acc"]], "val_acc"),
         ([["val_acc", "test_Accuracy"]], "test_Accuracy"),
         ([["acc"], ["acc"], ["val_acc"]], "acc"),
+        ([["train_acc"], ["train_acc", "val_acc"], ["train_acc", "val_acc"]], "val_acc"),
+        ([["acc_a"], ["acc_b"], ["test_acc"]], "test_acc"),
     ],
 )
 def test_accuracy_is_found_by_name(names: list[list[str]], expected: str | None) -> None:

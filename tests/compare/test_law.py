@@ -125,3 +125,16 @@ def test_too_little_for_a_line(runs: list[Run]) -> None:
 def test_other_measures() -> None:
     found = law(power_law(1.0), distance="distance_to_rank_k")
     assert found.intercept == pytest.approx(math.log(2e-3))
+
+
+def test_ratios_that_differ_by_rounding_alone_have_no_line() -> None:
+    runs = [made_run(f"r{v}", v * 0.3, distances(v * 0.3, (v, v), (0.1, 0.2))) for v in (0.1, 0.3, 0.7)]
+    with pytest.raises(ValueError, match="not all of the same ratio"):
+        law(runs)
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.3, 0.7])
+def test_distances_that_are_all_the_same_leave_nothing_to_explain(distance: float) -> None:
+    """Their logarithms differ from their mean by rounding."""
+    runs = [made_run(f"r{d}", d, distances(d, (0.6, 0.15), (distance, distance))) for d in (0.001, 0.013, 0.1, 0.2, 0.5)]
+    assert math.isnan(law(runs).explained)

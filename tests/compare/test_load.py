@@ -1,69 +1,31 @@
 import csv
 import json
+import math
 import os
 import shutil
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-import pytorch_lightning as pl
 import wandb
 from pandas.testing import assert_frame_equal
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, Record
 
-from rank_callbacks import NeuralCollapseMonitor, RankCollapseMonitor, WeightRankMonitor
 from rank_callbacks.compare import load, read_runs
-from rank_callbacks.compare.long_table import write_long_table
+from rank_callbacks.compare.long_table import long_table, write_long_table
 from rank_callbacks.compare.run import Run
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import MatrixSpectrum
-from tests.models import CLASSES, mlp
 from tests.tensorboard_plugin.logs import event_file, write
-from tests.training import Recorder, Weights, fit
+from tests.training import Recorder, Weights
 from tests.writers.test_writers import offline
 
-SETTINGS = {"weight_decay": 5e-4, "optimizer": {"name": "<b>SGD</b>", "nesterov": True}, "widths": [4, 3], "epochs": 2}
 KINDS = ["tensorboard", "csv", "wandb"]
-
-
-class Validated(pl.Callback):
-    """Logs an accuracy, as a module does."""
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.log("val/accuracy", 0.5 + trainer.current_epoch / 3)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Recorder, Weights]]:
-    """One training that logs to everything."""
-    path = tmp_path_factory.mktemp("sources")
-    with offline(path):
-        recorder, weights = Recorder(), Weights()
-        to_wandb = WandbLogger(offline=True, save_dir=path)
-        loggers = [
-            TensorBoardLogger(path, name="event files", version="", default_hp_metric=False),
-            CSVLogger(path, name="table", version=""),
-            to_wandb,
-            recorder,
-        ]
-        for logger in loggers:
-            logger.log_hyperparams(SETTINGS)
-        monitors = [
-            WeightRankMonitor(every_n_steps=2, change=True),
-            NeuralCollapseMonitor(CLASSES, every_n_steps=2, window=2),
-            RankCollapseMonitor(CLASSES, every_n_steps=2, window=2),
-        ]
-        fit(mlp(batches=4), *monitors, weights, Validated(), logger=loggers, max_epochs=2)
-        for logger in loggers:
-            logger.finalize("success")
-        to_wandb.experiment.finish()
-        wandb.teardown()
-        yield path, recorder, weights
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +79,9 @@ def test_hyperparameters(kind: str, runs: dict[str, Run]) -> None:
     assert runs[kind].hyperparameters["optimizer/nesterov"] is True
 
 
-def test_hyperparameters_of_event_files_alone(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_hyperparameters_of_event_files_alone(runs: dict[str, Run], settings: dict[str, object], tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="a", default_hp_metric=False)
-    logger.log_hyperparams(SETTINGS, {"final": 0.0})
+    logger.log_hyperparams(settings, {"final": 0.0})
     logger.finalize("success")
     (tmp_path / "a" / "hparams.yaml").unlink(missing_ok=True)
     (run,) = read_runs(tmp_path)
@@ -157,18 +119,22 @@ def test_columns(trained: tuple[Path, Recorder, Weights]) -> None:
     assert set(accuracy.group) == set(accuracy.layer) == {""}
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_written_tables_read_back(suffix: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow")
-    path = tmp_path / f"table{suffix}"
-    write_long_table([runs["csv"]], path)
-    read = pandas.read_csv(path, keep_default_na=False) if suffix == ".csv" else pandas.read_parquet(path)
-    assert [float(value) for value in read.value] == pytest.approx(
-        [row.value for row in runs["csv"].rows] + [value for series in runs["csv"].metrics.values() for _, value in series],
-        rel=1e-15,
-        nan_ok=True,
-    )
+def test_parquet_reads_back_as_the_table_was(runs: dict[str, Run], tmp_path: Path) -> None:
+    """Types, categories, missing settings, NaN and notes among it."""
+    pytest.importorskip("pyarrow")
+    odd = runs["csv"]._replace(name="odd", hyperparameters={"opt": "<b>", "fast": True}, notes=["Failed."])
+    odd = odd._replace(metrics={"val/accuracy": [(0, float("nan")), (1, float("inf"))]})
+    write_long_table([runs["csv"], odd], tmp_path / "table.parquet")
+    read = pandas.read_parquet(tmp_path / "table.parquet")
+    assert_frame_equal(read, long_table([runs["csv"], odd]), check_exact=True)
+    assert read.attrs["notes"] == {"odd": ["Failed."]}
+
+
+def test_parquet_needs_its_package(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pyarrow", "fastparquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="A table in Parquet needs pandas and pyarrow: pip install pandas pyarrow"):
+        write_long_table([runs["csv"]], tmp_path / "table.parquet")
 
 
 def test_a_wide_record_of_wandb_spans_blocks(trained: tuple[Path, Recorder, Weights]) -> None:
@@ -181,7 +147,7 @@ RANK = Tag("weight_rank", "effective_rank", "head.weight")
 
 
 def notes(folder: Path) -> dict[str, list[str]]:
-    return {run.name: list(run.notes) for run in read_runs(folder)}
+    return {run.name: [*run.notes, *run.remarks] for run in read_runs(folder)}
 
 
 def rows_of_csv(folder: Path, *rows: str, settings: str = "weight_decay: 0.1\n") -> None:
@@ -240,6 +206,51 @@ def test_epochs_tell_the_length_where_all_have_them(tmp_path: Path) -> None:
     }
 
 
+def test_runs_may_be_asked_to_have_any_length(tmp_path: Path) -> None:
+    """As early stopping leaves them."""
+    rows_of_csv(tmp_path / "long", "step,epoch,a", "100,9,2")
+    rows_of_csv(tmp_path / "stopped", "step,epoch,a", "60,6,2")
+    assert [run.notes for run in read_runs(tmp_path, any_length=True)] == [[], []]
+    assert load(tmp_path, any_length=True).attrs["notes"] == {}
+    assert set(notes(tmp_path)["stopped"]) == {"Ends at epoch 6, others at 9: failed, stopped or still running."}
+
+
+def test_a_run_that_tells_that_it_finished_may_be_shorter(tmp_path: Path) -> None:
+    rows_of_csv(tmp_path / "long", "step,epoch,a", "100,9,2")
+    for name, code in (("finished", 0), ("failed", 1)):
+        with offline(tmp_path / name):
+            logger = WandbLogger(offline=True, save_dir=tmp_path / name)
+            logger.log_hyperparams({"lr": 0.1})
+            logger.log_metrics({"epoch": 6, "a": 0.5}, step=60)
+            logger.experiment.finish(exit_code=code)
+            wandb.teardown()
+    found = {run.name.split("/")[0]: list(run.notes) for run in read_runs(tmp_path)}
+    assert found["finished"] == []
+    assert "Ends at epoch 6, others at 9: failed, stopped or still running." in found["failed"]
+
+
+def test_nan_and_another_log_spoil_no_run(tmp_path: Path) -> None:
+    write(tmp_path, "a", {RANK: math.nan}, {RANK: 1.0})
+    (tmp_path / "a" / "metrics.csv").write_text(f"step,{RANK}\n0,7\n")
+    (tmp_path / "a" / "hparams.yaml").write_text("lr: 1")
+    (run,) = read_runs(tmp_path)
+    assert run.notes == []
+    assert [remark.split()[0] for remark in run.remarks] == ["Its", "1"]
+
+
+def test_a_file_that_was_cut_off_before_a_restart_spoils_no_run(tmp_path: Path) -> None:
+    write(tmp_path, "first", {RANK: 1.0}, {RANK: 2.0})
+    write(tmp_path, "second", {RANK: 1.0}, {RANK: 5.0}, {RANK: 6.0})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "hparams.yaml").write_text("lr: 1")
+    cut, whole = (tmp_path / "a" / f"events.out.tfevents.{time}.host" for time in (100, 200))
+    cut.write_bytes(event_file(tmp_path / "first").read_bytes()[:-2])
+    shutil.move(event_file(tmp_path / "second"), whole)
+    (run,) = read_runs(tmp_path / "a")
+    assert run.notes == []
+    assert run.remarks == [f"Cut off: {cut.name} ends within a record."]
+
+
 def test_a_run_without_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "hparams.yaml").write_text("lr: !!python/object/apply:os.system ['false']\nwidth: 3")
@@ -273,7 +284,7 @@ def test_spectra_of_another_version_are_noted(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"version": 1', b'"version": 2'))
     (run,) = read_runs(tmp_path)
     assert not run.spectra
-    assert run.notes[0] == "Some of its spectra were written by another version of rank_callbacks and are left out."
+    assert run.remarks[0] == "Some of its spectra were written by another version of rank_callbacks and are left out."
 
 
 def test_a_later_event_file_is_right(tmp_path: Path) -> None:
@@ -371,7 +382,7 @@ def test_two_logs_in_one_folder_are_one_run(tmp_path: Path) -> None:
     (tmp_path / "a" / "metrics.csv").write_text(f"step,{RANK}\n0,7\n")
     (run,) = read_runs(tmp_path)
     assert run.kind == "tensorboard"
-    assert run.notes[0] == "Its folder has a log of csv as well, taken for the same run and left unread."
+    assert run.remarks[0] == "Its folder has a log of csv as well, taken for the same run and left unread."
 
 
 def test_names_stay_unique_over_several_folders(tmp_path: Path) -> None:

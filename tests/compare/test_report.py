@@ -6,8 +6,15 @@ import pytest
 
 from rank_callbacks.compare.report import report
 from rank_callbacks.compare.run import Run
-from rank_callbacks.compare.sections import sections
+from rank_callbacks.compare.sections import Section, sections
+from rank_callbacks.rows import Row
+from rank_callbacks.tags import Tag
 from tests.compare.sweeps import made_run, ranks, sweep_of
+
+
+def section(runs: list[Run], title: str) -> Section:
+    (found,) = [each for each in sections(runs, "weight_decay") if title in each.title]
+    return found
 
 
 class Page(HTMLParser):
@@ -102,7 +109,7 @@ def test_troubled_runs_are_named_with_their_trouble() -> None:
         "cut-off: still running",
         "empty: no readings of any monitor",
         "unnamed: no hyperparameter weight_decay",
-        "diverged: readings that are NaN or infinite at the end: net.a.weight",
+        "diverged: effective ranks that are NaN or infinite at the end: net.a.weight",
         "smaller: other layers than most runs: lacks net.b.weight",
     ):
         assert text in page.text
@@ -110,18 +117,18 @@ def test_troubled_runs_are_named_with_their_trouble() -> None:
 
 
 def test_troubled_runs_are_in_no_mean_fit_or_front() -> None:
-    compared, clean = (sections(runs, "weight_decay")[:3] for runs in (troubled(), sweep_of()))
+    compared, clean = (sections(runs, "weight_decay")[:4] for runs in (troubled(), sweep_of()))
     assert compared == clean
 
 
 def test_troubled_runs_are_in_charts_of_single_runs() -> None:
-    depths = sections(troubled(), "weight_decay")[4]
+    depths = section(troubled(), "Depth")
     names = {trace["name"] for trace in json.loads(depths.charts[0].json)["data"]}
     assert {"cut-off", "diverged"} <= names
 
 
 def test_fitted_line_in_the_chart() -> None:
-    (chart,) = sections(sweep_of(), "weight_decay")[2].charts
+    (chart,) = section(sweep_of(), "law").charts
     line = json.loads(chart.json)["data"][-1]
     assert line["name"] == "slope 1 (1 to 1),<br>R² 1.00"
     assert line["y"] == pytest.approx([0.0005 * ratio for ratio in line["x"]])
@@ -129,21 +136,21 @@ def test_fitted_line_in_the_chart() -> None:
 
 
 def test_fitted_line_tells_what_it_leaves_out() -> None:
-    (note,) = sections(sweep_of(), "weight_decay")[2].notes
+    (note,) = section(sweep_of(), "law").notes
     assert note.startswith("The line is fitted to 4 layers; 2 more have no place in it")
-    without = sections(sweep_of([0.0, 0.1]), "weight_decay")[2]
+    without = section(sweep_of([0.0, 0.1]), "law")
     assert without.notes[0].startswith("No line is fitted. Expected 3 layers")
     assert without.charts[0].json
 
 
 def test_many_runs_are_thinned_and_it_is_said() -> None:
-    spectra = sections(sweep_of([0.001 * place for place in range(1, 21)]), "weight_decay")[3]
+    spectra = section(sweep_of([0.001 * place for place in range(1, 21)]), "Spectra")
     assert spectra.notes == ["8 runs are drawn, evenly along weight_decay; 12 more are not, for want of room."]
 
 
 def test_runs_without_accuracy_are_named() -> None:
     runs = [*sweep_of(), made_run("silent", 0.1, sweep_readings(), None)]
-    assert sections(runs, "weight_decay")[1].notes == ["Without a final accuracy or rank, and so not drawn: silent."]
+    assert section(runs, "against accuracy").notes == ["Without a final accuracy or rank, and so not drawn: silent."]
 
 
 def sweep_readings() -> dict[tuple[str, str, str], float]:
@@ -151,7 +158,7 @@ def sweep_readings() -> dict[tuple[str, str, str], float]:
 
 
 def test_latest_spectrum_of_each_run() -> None:
-    (chart,) = sections(sweep_of(), "weight_decay")[3].charts
+    (chart,) = section(sweep_of(), "Spectra").charts
     curves = [trace for trace in json.loads(chart.json)["data"] if "step 9" in trace["name"]]
     assert [curve["y"] for curve in curves] == [[3.0, 1.0]] * 3
 
@@ -165,3 +172,52 @@ def test_accuracy_by_name() -> None:
     runs = [run._replace(metrics={**run.metrics, "f1": [(9, 0.123)]}) for run in sweep_of()]
     assert r"<th>f1</th>" in report(runs, accuracy="f1")
     assert "0.123" in Page(report(runs, accuracy="f1")).text
+
+
+def test_what_is_odd_is_named_and_compared() -> None:
+    runs = sweep_of()
+    odd = [runs[0]._replace(remarks=[f"1 of its readings is NaN {EVIL}"]), *runs[1:]]
+    assert sections(odd, "weight_decay") == sections(runs, "weight_decay")
+    page = Page(report(odd))
+    assert "Not compared" not in page.text
+    assert f"wd=0: 1 of its readings is NaN {EVIL}" in page.text
+
+
+def test_runs_without_accuracy_are_named_beside_the_means() -> None:
+    runs = [*sweep_of(), made_run("silent", 0.1, sweep_readings(), None)]
+    assert section(runs, "Rank against weight").notes == ["Without a final accuracy, and so in no mean of it: silent."]
+
+
+def with_truncation(runs: list[Run]) -> list[Run]:
+    """Accuracies fall with the tolerance, and sizes with the weight decay."""
+    added = []
+    for place, run in enumerate(runs):
+        values = {"accuracy": 0.9, "accuracy_at_rtol_0.1": 0.895, "parameters_at_rtol_0.1": 0.6 / (place + 1)}
+        values |= {"accuracy_at_rtol_0.3": 0.5, "parameters_at_rtol_0.3": 0.1 / (place + 1)}
+        rows = [Row(run.name, 9, Tag("truncation", name, "network"), value) for name, value in values.items()]
+        added.append(run._replace(rows=[*run.rows, *rows]))
+    return added
+
+
+def test_truncation_is_drawn_where_it_was_logged() -> None:
+    found = section(with_truncation(sweep_of()), "What the ranks allow")
+    tolerance, size, spectra = (json.loads(chart.json)["data"] for chart in found.charts)
+    assert [line["y"] for line in tolerance] == [[0.9, 0.895, 0.5]] * 3
+    assert size[2]["x"] == pytest.approx([1, 0.2, 0.1 / 3])
+    # Of the 2 x 2 matrices with singular values 3 and 1 the second counts above a third: one factor pair has all 4 numbers.
+    assert [line["y"] for line in spectra] == [[1.0] * 6] * 3
+    assert found.notes == []
+
+
+def test_runs_without_truncation_are_named() -> None:
+    some, *others = sweep_of()
+    found = section([*with_truncation([some]), *(run._replace(spectra={}) for run in others)], "What the ranks allow")
+    named = "wd=0.001, wd=0.01."
+    assert found.notes == [
+        f"Without TruncationMonitor's readings, and so not in the charts of accuracy: {named}",
+        f"Without whole spectra with shapes, and so not in the chart of the final spectra: {named}",
+    ]
+    missing = section([run._replace(spectra={}) for run in sweep_of()], "What the ranks allow")
+    assert missing.notes == []
+    assert "Add TruncationMonitor" in missing.charts[0].missing
+    assert "Log to TensorBoard with WeightRankMonitor" in missing.charts[2].missing

@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 
 from rank_callbacks.compare.run import Run
 from rank_callbacks.compare.soundness import problems, sound
+from rank_callbacks.rows import Row
+from rank_callbacks.tags import Tag
 from tests.compare.sweeps import distances, made_run, ranks, sweep_of
 
 
@@ -30,7 +33,7 @@ def odd_run(**changes: object) -> Run:
         ),
         (
             made_run("odd", 0.1, ranks(1.0, math.nan) | distances(0.1, (0.5, 0.2), (0.1, math.inf))),
-            ["readings that are NaN or infinite at the end: net.b.weight"],
+            ["effective ranks that are NaN or infinite at the end: net.b.weight"],
         ),
     ],
     ids=["noted", "no setting", "infinite setting", "empty", "other layers", "NaN"],
@@ -50,5 +53,35 @@ def test_nan_that_has_passed_is_none_at_the_end() -> None:
 def test_mean_alone_that_is_nan_is_named() -> None:
     readings = ranks(1.0, 2.0) | {("weight_rank", "effective_rank", "mean_over_layers"): math.nan}
     assert problems([made_run("odd", 0.1, readings)])["odd"] == [
-        "readings that are NaN or infinite at the end: mean_over_layers"
+        "effective ranks that are NaN or infinite at the end: mean_over_layers"
     ]
+
+
+def test_nan_of_another_measure_and_remarks_spoil_nothing() -> None:
+    """A layer whose inputs have collapsed to a point has no TCV ratio."""
+    run = made_run("odd", 0.1, ranks(1.0, 2.0) | distances(0.1, (0.5, math.nan), (0.1, math.inf)))
+    runs = [*sweep_of(), run._replace(remarks=["1 of its readings are NaN"])]
+    assert problems(runs)["odd"] == []
+    assert sound(runs) == runs
+
+
+def test_a_training_that_two_loggers_wrote_counts_once() -> None:
+    """Float32 in one of them; times are of the process."""
+    (run,) = sweep_of([0.1])
+    timed = [run._replace(rows=[*run.rows, Row(run.name, 9, Tag("monitor", "seconds", "all"), time)]) for time in (1.0, 2.0)]
+    again = timed[1]._replace(
+        name="again", kind="wandb", rows=[row._replace(value=np.float32(row.value).item()) for row in timed[1].rows]
+    )
+    runs = [*sweep_of(), timed[0], again]
+    assert problems(runs)["again"] == ["the readings and settings of wd=0.1 again: the same training, which counts once"]
+    assert sound(runs) == runs[:-1]
+    seeds = [
+        each._replace(hyperparameters={**each.hyperparameters, "seed": name})
+        for each, name in zip(runs[3:], "ab", strict=True)
+    ]
+    assert sound([*sweep_of(), *seeds]) == [*sweep_of(), *seeds]
+
+
+def test_a_copy_of_a_run_that_is_not_compared_is() -> None:
+    failed = odd_run(notes=["still running"])
+    assert problems([*sweep_of(), failed, odd_run()._replace(name="whole")])["whole"] == []

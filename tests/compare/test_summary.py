@@ -2,6 +2,8 @@ import math
 
 from rank_callbacks.compare.run import Run
 from rank_callbacks.compare.summary import summary
+from rank_callbacks.rows import Row
+from rank_callbacks.tags import Tag
 from tests.compare.sweeps import LAYERS, distances, made_run, ranks, sweep_of
 
 
@@ -103,3 +105,67 @@ def test_least_used_gradient() -> None:
     text = sentence([made_run("a", 0.1, ranks(1.0, 2.0) | readings)], "gradients")
     assert "have 60% of the rank" in text
     assert "least has net.b.weight in a, 30%" in text
+
+
+def truncated(run: Run, *at: tuple[float, float, float], as_trained: float = 0.9) -> Run:
+    """With tolerances, accuracies and shares."""
+    values = {"accuracy": as_trained}
+    for rtol, accuracy, share in at:
+        values |= {f"accuracy_at_rtol_{rtol:g}": accuracy, f"parameters_at_rtol_{rtol:g}": share}
+    return run._replace(
+        rows=[*run.rows, *(Row(run.name, 9, Tag("truncation", name, "network"), value) for name, value in values.items())]
+    )
+
+
+def test_truncation_at_the_largest_tolerance_that_costs_little() -> None:
+    first, *others, last = sweep_of()
+    runs = [
+        truncated(first, (0.03, 0.9, 0.8), (0.1, 0.7, 0.5)),
+        *others,
+        truncated(last, (0.03, 0.9, 0.3), (0.1, 0.895, 0.08)),
+    ]
+    assert [text for text in summary(runs) if "runcation" in text] == [
+        "At weight_decay 0.01 truncation at 0.1 keeps 8% of the parameters at accuracy 0.895 (0.9 without); at weight_decay 0 "
+        "truncation at 0.03 keeps 80% of the parameters at accuracy 0.9 (0.9 without). These are the largest of the "
+        "tolerances tried that cost 1 point at most."
+    ]
+
+
+def test_truncation_of_seeds_is_their_mean_at_tolerances_that_all_have() -> None:
+    seeds = [truncated(made_run(str(seed), 0.1, ranks(9.0, float(seed))), (0.1, 0.9, 0.1 * seed)) for seed in (1, 3)]
+    seeds[0] = truncated(seeds[0], (0.1, 0.9, 0.1), (0.3, 0.9, 0.01))
+    assert "truncation at 0.1 keeps 20% of the parameters" in sentence(seeds, "runcation")
+
+
+def test_truncation_that_costs_much_everywhere() -> None:
+    text = sentence([truncated(made_run("a", 0.1, ranks(9.0, 9.0)), (0.1, 0.5, 0.1), (0.3, 0.2, 0.1))], "runcation")
+    assert text.startswith("At weight_decay 0.1 truncation at 0.1 and above costs more than 1 point of 0.9.")
+
+
+def test_seeds_of_other_tolerances_are_not_mixed() -> None:
+    """Or the share at each would be of another seed alone."""
+    seeds = [truncated(made_run(str(rtol), 0.1, ranks(9.0, rtol)), (rtol, 0.9, rtol)) for rtol in (0.1, 0.3)]
+    assert not [text for text in summary(seeds) if "runcation" in text]
+
+
+def test_truncation_without_samples_has_no_sentence() -> None:
+    run = truncated(made_run("a", 0.1, ranks(9.0, 9.0)), (0.1, math.nan, 0.1), as_trained=math.nan)
+    assert not [text for text in summary([run]) if "runcation" in text]
+
+
+def test_what_reads_the_same_does_not_move() -> None:
+    runs = [made_run(name, decay, ranks(rank, rank)) for name, decay, rank in (("a", 0.0, 9.001), ("b", 0.1, 9.002))]
+    assert "stays at 9" in sentence(runs, "From weight_decay")
+
+
+def test_the_accuracy_is_that_of_the_table() -> None:
+    """Which counts runs that are not compared as well."""
+    runs = [run._replace(metrics={"test_acc": [(9, 0.7)], "val_acc": [(9, 0.8)]}) for run in sweep_of()]
+    odd = [
+        made_run(str(at), 0.1, ranks(1.0, 1.0), notes=["failed"])._replace(metrics={"val_acc": [(9, 0.1)]}) for at in range(4)
+    ]
+    assert "the best accuracy is 0.8" in sentence([*runs, *odd], "Pareto")
+
+
+def test_layers_of_the_same_run_tell_of_the_variation_alone() -> None:
+    assert "between layers of a run it goes as the TCV ratio to the power 2." in law_of(2)

@@ -2,7 +2,7 @@ import pytest
 
 from rank_callbacks.catalog import MEASURES
 from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE, RANK_COLLAPSE
-from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK
+from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK, TRUNCATION
 from rank_callbacks.figures import CHARTS, explain, how_to_read
 
 GROUPS = {
@@ -10,6 +10,7 @@ GROUPS = {
     "rank_collapse": RANK_COLLAPSE,
     "feature_rank": FEATURE_RANK,
     "network_rank": NETWORK_RANK,
+    "truncation": TRUNCATION,
 }
 
 
@@ -29,6 +30,11 @@ def test_every_measure_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", ["bound", "utilization", "input_rank", "delta_rank", "subspace_overlap_8", "class_rank"])
 def test_readings_of_gradients_alone(name: str) -> None:
     assert explain("gradient_rank", name) is not None
+
+
+@pytest.mark.parametrize("name", ["seconds", "share_of_training", "every_n_steps", "approximate_layers", "spectrum_age"])
+def test_what_monitors_say_of_themselves(name: str) -> None:
+    assert explain("monitor", name).title.endswith(".")
 
 
 def test_one_name_in_two_groups() -> None:
@@ -70,3 +76,8 @@ def test_words_of_the_measure_follow() -> None:
 def test_no_such_chart() -> None:
     with pytest.raises(ValueError, match=r"Expected the name of a chart, got 'pie'\. Choose from depth_profile, heatmap"):
         how_to_read("pie")
+
+
+def test_tolerances_of_truncation() -> None:
+    assert explain("truncation", "accuracy_at_rtol_0.1") == explain("truncation", "accuracy_at_rtol")
+    assert "left" in explain("truncation", "parameters_at_rtol_1e-05").title
