@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["mlp", "resnet18", "transformer"]
+__all__ = ["gpt2_small_shapes", "mlp", "resnet18", "transformer"]
 
 
 def mlp(width: int = 1024, classes: int = 10) -> nn.Module:
@@ -31,6 +31,14 @@ def resnet18(width: int = 64, classes: int = 10) -> nn.Module:
 def transformer(width: int = 384, depth: int = 6, heads: int = 6, vocabulary: int = 103, context: int = 256) -> nn.Module:
     """A character-level language model, token numbers in and logits out: 10.8 million parameters."""
     return LanguageModel(width, depth, heads, vocabulary, context)
+
+
+def gpt2_small_shapes(
+    width: int = 768, depth: int = 12, vocabulary: int = 50257, context: int = 1024
+) -> list[tuple[int, int]]:
+    """Shapes of the 50 weight matrices of GPT-2 small, 124 million parameters; the head is the embedding of the tokens."""
+    block = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
+    return [(vocabulary, width), (context, width), *(block * depth)]
 
 
 class ResidualBlock(nn.Module):

@@ -33,6 +33,8 @@ from rank_callbacks.functional.collapse import (
 from rank_callbacks.functional.dormancy import dead_fraction, dormant_ratio
 from rank_callbacks.functional.exact_rank import exact_rank, factor_tolerances
 from rank_callbacks.functional.feature_rank import alpha_req, corrected_participation_ratio, saturation
+from rank_callbacks.functional.fourth_moment import fourth_moment, gram_participation_ratio
+from rank_callbacks.functional.full_precision import full_precision
 from rank_callbacks.functional.gradient_bound import (
     attention_gradient_bounds,
     convolution_gradient_bound,
@@ -43,7 +45,9 @@ from rank_callbacks.functional.gradient_bound import (
     loss_gradient_bound,
     recurrent_gradient_bounds,
 )
+from rank_callbacks.functional.inertia import positive_eigenvalues, rank_by_inertia
 from rank_callbacks.functional.intrinsic_dimension import two_nn
+from rank_callbacks.functional.leading_spectrum import LeadingSpectrum, leading_distance, leading_spectrum
 from rank_callbacks.functional.lidar import ViewMoments, lidar, merged_view_moments, moment_lidar, view_moments
 from rank_callbacks.functional.low_rank import (
     LowRankSpectrum,
@@ -52,6 +56,7 @@ from rank_callbacks.functional.low_rank import (
     low_rank_singular_values,
     outer_product_spectrum,
 )
+from rank_callbacks.functional.matrix_norm import matrix_norm
 from rank_callbacks.functional.network import (
     ClassDeficit,
     DeficitTable,
@@ -98,6 +103,7 @@ __all__ = [
     "ClassMoments",
     "DeficitTable",
     "JacobianSpectrum",
+    "LeadingSpectrum",
     "LowRankSpectrum",
     "OuterProductSpectrum",
     "RankCollapseCertificates",
@@ -138,17 +144,23 @@ __all__ = [
     "factored_parameters",
     "feature_singular_values",
     "feng_jacobian_rank",
+    "fourth_moment",
     "frobenius_norm",
+    "full_precision",
     "fully_connected_gradient_bounds",
+    "gram_participation_ratio",
     "independence_deficit",
     "jacobian_rank",
     "jacobian_singular_values",
     "kept_rank",
+    "leading_distance",
+    "leading_spectrum",
     "leading_subspace",
     "leaky_relu_threshold",
     "lidar",
     "loss_gradient_bound",
     "low_rank_singular_values",
+    "matrix_norm",
     "merged_moments",
     "merged_second_moments",
     "merged_view_moments",
@@ -167,6 +179,8 @@ __all__ = [
     "outer_product_spectrum",
     "participation_ratio",
     "perturbed_pca_dimension",
+    "positive_eigenvalues",
+    "rank_by_inertia",
     "rank_collapse_certificates",
     "rankme",
     "recurrent_gradient_bounds",

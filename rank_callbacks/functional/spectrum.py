@@ -67,8 +67,7 @@ def singular_values(matrix: Tensor, method: str = "auto") -> Tensor:
     if tall.numel() == 0:
         return torch.zeros(tall.shape[:-2] + tall.shape[-1:], dtype=torch.float64, device=tall.device)
     if method == "auto":
-        small = tall.shape[-2] * tall.shape[-1] ** 2 <= _SVD_UP_TO
-        method = "svd" if small or tall.dtype in _WIDE_TYPES or tall.requires_grad else "gram"
+        method = "gram" if takes_gram(tuple(tall.shape), tall.dtype) and not tall.requires_grad else "svd"
     return _by_svd(tall) if method == "svd" else _by_gram(tall.detach())
 
 
@@ -116,6 +115,12 @@ def spectrum_cost(shape: tuple[int, ...]) -> float:
     *blocks, rows, columns = shape
     short, long = sorted((rows, columns))
     return torch.Size(blocks).numel() * (1.7e-11 * long * short**2 + 1.0e-10 * short**3 + 1e-5)
+
+
+def takes_gram(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether ``"auto"`` takes the eigenvalues of the Gram matrix of a ``(..., m, n)`` matrix that needs no gradient."""
+    short, long = sorted(shape[-2:])
+    return long * short**2 > _SVD_UP_TO and dtype not in _WIDE_TYPES
 
 
 def _check(matrix: Tensor, method: str) -> None:
