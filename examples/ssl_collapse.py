@@ -157,7 +157,11 @@ def train(stop_gradient: bool, seed: int, epochs: int, bar: tqdm[None]) -> list[
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[FeatureRankMonitor(MEASURES, layers=LAYERS, data="val"), history, OneBar(bar)],
+        callbacks=[
+            FeatureRankMonitor(MEASURES, layers=LAYERS, every_n_steps=1, data="val", max_overhead=1.0),
+            history,
+            OneBar(bar),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rank_callbacks.callbacks.batch_labels import labels_of_rows
 from rank_callbacks.callbacks.feature_sample import MOST_NUMBERS, FeatureSample
+from rank_callbacks.matrices.uncompiled import unless_compiled
 
 __all__ = ["ClassifierInputs"]
 
@@ -25,7 +26,8 @@ class ClassifierInputs:
         self.features: Tensor | None = None
         self.unfit = ""
         self.sample = FeatureSample(max(2, MOST_NUMBERS // classifier.in_features) if classifier else 2, seed=seed)
-        self._handle = classifier.register_forward_pre_hook(self._keep, with_kwargs=True) if classifier else None
+        hook = unless_compiled(self._keep)
+        self._handle = classifier.register_forward_pre_hook(hook, with_kwargs=True) if classifier else None
 
     def close(self) -> None:
         """Remove the hook."""

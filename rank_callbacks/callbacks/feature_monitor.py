@@ -9,11 +9,12 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from rank_callbacks.callbacks.lightning import Callback, last_step, step_axis
+from rank_callbacks.callbacks.cadence import EveryNSteps
+from rank_callbacks.callbacks.lightning import is_last_validation, last_step, step_axis
+from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
-from rank_callbacks.callbacks.schedule import Schedule, Windows
-from rank_callbacks.callbacks.sharing import check_not_sharded
-from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.callbacks.schedule import Windows
+from rank_callbacks.callbacks.sharing import check_data_parallel
 
 __all__ = ["Data", "FeatureMonitor"]
 
@@ -27,7 +28,7 @@ class _Hooks(Protocol):
 Hooks = TypeVar("Hooks", bound=_Hooks)
 
 
-class FeatureMonitor(Callback, Generic[Hooks]):
+class FeatureMonitor(Monitor, Generic[Hooks]):
     """A monitor of what passes through layers: in windows of training, in runs of validation, or on a loader.
 
     A subclass says what a look is: ``_open`` sets hooks, ``_before_batch`` and ``_after_batch`` are called around each of its
@@ -35,20 +36,28 @@ class FeatureMonitor(Callback, Generic[Hooks]):
 
     Args:
         data: ``"train"``, ``"val"``, or a loader.
-        every_n_steps: Steps between reports, or a schedule. Not used with ``data="val"``.
+        every_n_steps: Steps between reports, a schedule, or ``"auto"``. With ``data="val"`` each run of validation is looked
+            at, but with ``"auto"`` those alone that the cadence allows, and the last.
+        max_overhead: Share of the wall time for all monitors that choose their cadence.
         window: Training steps before each report that are looked at.
         group: First part of the tags.
         scalars: ``"auto"`` or ``"all"``.
 
     Raises:
-        ValueError: If an argument is not one of these; and when fitting starts if the model is sharded or two monitors of
+        ValueError: If an argument is not one of these; and when fitting starts if the strategy is refused or two monitors of
             one kind have the same ``group``.
     """
 
     def __init__(
-        self, data: Data, every_n_steps: int | Schedule, window: int | None, group: str, scalars: Literal["auto", "all"]
+        self,
+        data: Data,
+        every_n_steps: EveryNSteps,
+        max_overhead: float,
+        window: int | None,
+        group: str,
+        scalars: Literal["auto", "all"],
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_steps, max_overhead, at_start=False, shortest=window)
         if isinstance(data, str) and data not in {"train", "val"}:
             raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
         check_loader(data)
@@ -56,21 +65,21 @@ class FeatureMonitor(Callback, Generic[Hooks]):
             raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
         self.data = data
         # A loader is looked at in one step.
-        self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
+        self.windows = Windows(self.cadence.schedule, window if isinstance(data, str) else 1)
         self.group = group
         self.scalars = scalars
-        self._stopwatch = Stopwatch()
         self._hooks: Hooks | None = None
         self._warned: set[str] = set()
-        self._stepped = self._checked = False
+        self._stepped = self._checked = self._is_last = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit; validation inside a fit does not come here."""
+        super().setup(trainer, pl_module, stage)
         self._start_anew()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
-        check_not_sharded(trainer)
+        self._check_strategy(trainer)
         monitors: list[Any] = getattr(trainer, "callbacks", [])
         if sum(type(one) is type(self) and one.group == self.group for one in monitors) > 1:
             raise ValueError(f"Expected each {type(self).__name__} to have a group= of its own, got {self.group!r} twice.")
@@ -78,12 +87,13 @@ class FeatureMonitor(Callback, Generic[Hooks]):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and learn when training ends."""
-        self._stopwatch.restart()
+        super().on_train_start(trainer, pl_module)
         self.windows.restart(last_step(trainer))
 
     @torch.no_grad()
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, or look at the loader."""
+        self.cadence.begin_step(step_axis(trainer))
         if self.data == "val":
             return
         with self._stopwatch:
@@ -95,7 +105,7 @@ class FeatureMonitor(Callback, Generic[Hooks]):
                 self._hooks = self._open(pl_module)
                 if is_probe:
                     self._probe(trainer, pl_module, self._hooks)
-                    self._end(trainer, self._hooks)
+                    self._end(trainer, self._hooks, self.windows.is_last(step_axis(trainer)))
             if self._hooks is not None:
                 self._before_batch(self._hooks, batch)
 
@@ -113,12 +123,15 @@ class FeatureMonitor(Callback, Generic[Hooks]):
             with self._stopwatch:
                 self._after_batch(self._hooks, batch)
                 if stepped and self.windows.end(step_axis(trainer)):
-                    self._end(trainer, self._hooks)
+                    self._end(trainer, self._hooks, self.windows.is_last(step_axis(trainer)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the hooks."""
-        if self.data == "val" and not trainer.sanity_checking:
-            check_not_sharded(trainer)
+        """Set the hooks, if this run of validation is looked at."""
+        if self.data != "val" or trainer.sanity_checking:
+            return
+        self._is_last = is_last_validation(trainer)
+        if self.cadence.due_at_validation(step_axis(trainer), self._is_last):
+            self._check_strategy(trainer)
             with self._stopwatch:
                 self._hooks = self._open(pl_module)
 
@@ -151,7 +164,7 @@ class FeatureMonitor(Callback, Generic[Hooks]):
         """Report."""
         if self.data == "val" and self._hooks is not None:
             with self._stopwatch:
-                self._end(trainer, self._hooks)
+                self._end(trainer, self._hooks, self._is_last)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -174,15 +187,25 @@ class FeatureMonitor(Callback, Generic[Hooks]):
         self.windows.restart()
         self._close()
 
-    def _end(self, trainer: Trainer, hooks: Hooks) -> None:
-        self._report(trainer, hooks)
+    def _end(self, trainer: Trainer, hooks: Hooks, is_last: bool) -> None:
+        if is_last or self.cadence.affords(self._seconds_of_report(hooks)):
+            self._report(trainer, hooks)
+            self.cadence.reported(step_axis(trainer))
         self._close()
+
+    def _seconds_of_report(self, hooks: Hooks) -> float:
+        """What a report of what the hooks have seen will take, as far as is known."""
+        return 0.0
 
     def _close(self) -> None:
         if self._hooks is not None:
             self._hooks.close()
         self._hooks = None
         self._forget()
+
+    def _check_strategy(self, trainer: Trainer) -> None:
+        """Refuse a strategy under which a process does not see all that passes for its samples."""
+        check_data_parallel(trainer)
 
     def _check_model(self, pl_module: LightningModule) -> None:
         """Refuse a model in which the look would find nothing."""

@@ -28,11 +28,13 @@ from rank_callbacks.callbacks.feature_readings import (
 from rank_callbacks.callbacks.feature_sample import SampledRows, over_processes
 from rank_callbacks.callbacks.layer_features import BatchFacts, LayerFeatures, views_over_processes
 from rank_callbacks.callbacks.lightning import step_axis
-from rank_callbacks.callbacks.readings import Spectrum, shows_layers, spectra_by_tag, tagged, warn_of_nan
+from rank_callbacks.callbacks.readings import Spectrum, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
 from rank_callbacks.callbacks.sharing import shared_singular_values
+from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.functional.lidar import moment_lidar
 from rank_callbacks.functional.second_moments import SecondMoments, moment_singular_values
+from rank_callbacks.functional.spectrum import spectrum_cost
 from rank_callbacks.matrices.features import depth_layers, first_tensor
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import MatrixSpectrum, Report, write_report
@@ -89,16 +91,18 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
     a layer. With ``views``, D² operations a vector.
 
     **Distributed.** The rows kept by all processes are gathered, and the spectra shared out. As long as N is not reached
-    the readings are those of one process. Every process goes through a loader; the rows of the first count. Sharded models
-    are refused.
+    the readings are those of one process. Every process goes through a loader; the rows of the first count. FSDP2 in
+    ``ModelParallelStrategy`` is as DDP; tensor parallelism, the first FSDP and DeepSpeed are refused.
 
     Args:
         measures: Names as above, a parameter as a suffix.
         layers: Modules whose outputs to measure, by name, glob pattern or a function of the name. None for those along the
             depth: members of lists and sequences, and what stands beside them; of these, whatever gives features.
-        every_n_steps: Steps between reports, or a schedule: a function of the step. Not used with ``data="val"``. The default
-            keeps the cost of a 1024-wide perceptron under 1 % of its training; narrower layers afford reports far oftener.
-        window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` if that is less.
+        every_n_steps: Steps between reports, a schedule: a function of the step, or ``"auto"``: as often as takes at most the
+            monitor's part of ``max_overhead``, see ``Cadence``. With ``data="val"`` every run of validation is reported but
+            with ``"auto"`` those alone that this allows, and the last of a training.
+        window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` where that
+            is a smaller number.
         data: ``"val"``, ``"train"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
             whole batch where it is not a tuple.
         maps: What a row is: each of the ``"positions"`` of a feature map and each token, their ``"mean"``, or all numbers of a
@@ -113,11 +117,12 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         views: How many views of each sample, view by view, are in a batch or in successive calls of a layer: for ``lidar``.
         group: First part of the tags: two monitors of one training, of training and of validation data, need two.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If a measure is unknown or an argument is not one of the above; when fitting or validation starts if a
-            pattern matches nothing or the model is sharded; at a batch without the mask or the labels that were asked for, or
-            whose labels are not from 0 to K−1; and if two monitors of one training have the same ``group``.
+            pattern matches nothing or the strategy is refused; at a batch without the mask or the labels that were asked
+            for, or whose labels are not from 0 to K−1; and if two monitors of one training have the same ``group``.
 
     Reference:
         Rank diminishing in deep neural networks (Feng et al., 2022), https://arxiv.org/abs/2206.06072
@@ -136,7 +141,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             "dormant_ratio",
         ),
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 5000,
+        every_n_steps: int | Callable[[int], bool] | Literal["auto"] = "auto",
         window: int | None = None,
         data: Literal["train", "val"] | Iterable[Any] = "val",
         maps: Literal["positions", "mean", "flat"] = "positions",
@@ -148,8 +153,9 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         views: int | None = None,
         group: str = "feature_rank",
         scalars: Literal["auto", "all"] = "auto",
+        max_overhead: float = 0.01,
     ) -> None:
-        super().__init__(data, every_n_steps, window, group, scalars)
+        super().__init__(data, every_n_steps, max_overhead, window, group, scalars)
         for measure in measures:
             check_measure(measure)
         if maps not in _MAPS:
@@ -204,12 +210,15 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             return BatchFacts(samples, mask, None)
         return BatchFacts(samples, mask, classes_of(batch, self.labels, self.num_classes, self.ignore_index))
 
+    def _seconds_of_report(self, hooks: LayerFeatures) -> float:
+        return sum(spectrum_cost((len(one), one.width)) for one in hooks.samples.values() if one.width)
+
     def _report(self, trainer: Trainer, hooks: LayerFeatures) -> None:
         step = step_axis(trainer)
         if not (isinstance(self.data, str) or trainer.is_global_zero):
             hooks.clear()  # every process goes through a loader, and each row counts once
         rows = over_processes(hooks.samples, trainer)
-        self._warn_of_missing(hooks, rows, step)
+        self._warn_of_missing(hooks, rows, step, why_unseen(trainer.lightning_module))
         parts = self._parts(rows)
         values = _SingularValues()
         spectra = {centered: self._spectra(trainer, parts, values, centered) for centered in (False, True)}
@@ -218,10 +227,10 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             of_layers = _by_depth(
                 {layer: one for (layer, label), one in spectra[centered].items() if label is None}, hooks.order
             )
-            warn_of_nan(of_layers, step, self._warned)
+            warn_of_nan(unreadable(of_layers), step, self._warned)
             arrays |= spectra_by_tag(self.group, of_layers, name)
         scalars = self._readings(trainer, hooks, rows, spectra) | self._depths(hooks, rows)
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost(self.group, step), arrays))
+        write_report(trainer, Report(step, scalars | self._cost(self.group, step), arrays))
 
     def _parts(self, rows: Mapping[str, SampledRows]) -> dict[Part, Tensor]:
         """Rows of layers, and of each class that has two."""
@@ -236,7 +245,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
     ) -> dict[Part, Spectrum]:
         if not any(is_of_spectrum(name) and needs_centered(name) == centered for name in self.measures):
             return {}
-        values = shared_singular_values(parts, trainer, partial(singular_values, centered=centered))
+        values = shared_singular_values(parts, partial(singular_values, centered=centered))
         spectra = {}
         for part, rows in parts.items():
             root = math.sqrt(len(rows))
@@ -286,14 +295,14 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         self._told_depth = bool(order)
         return {Tag(self.group, "depth", name): float(place) for place, name in enumerate(order)}
 
-    def _warn_of_missing(self, hooks: LayerFeatures, rows: Mapping[str, SampledRows], step: int) -> None:
+    def _warn_of_missing(self, hooks: LayerFeatures, rows: Mapping[str, SampledRows], step: int, unseen: str) -> None:
         """Of layers that were named; of those chosen by ourselves only if none has features. And of NaN, and of one row."""
         passed = f"a NaN or infinity passed through it before step {step}"
         reasons = {name: passed for name, sampled in rows.items() if not sampled.features.isfinite().all()}
         reasons |= {name: "it had one row" for name, sampled in rows.items() if len(sampled.features) < 2}
         for name, sample in hooks.samples.items() if self.layers is not None or not rows else ():
             if name not in rows:
-                reasons[name] = sample.refused or "no row of it counted, or another process refused it"
+                reasons[name] = sample.refused or f"no row of it counted, or another process refused it{unseen}"
         for name in [name for name in reasons if name not in self._warned]:
             self._warned.add(name)
             warnings.warn(f"{self.group} of {name} has no reading: {reasons[name]}.", stacklevel=2)

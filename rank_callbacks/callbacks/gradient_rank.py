@@ -9,19 +9,20 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.batch_labels import labels_of
 from rank_callbacks.callbacks.class_rank import check_integers, class_ranks
-from rank_callbacks.callbacks.gradient_spectra import factor_spectra, sketched_or_full
-from rank_callbacks.callbacks.lightning import Callback, loss_scale, step_axis
-from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, warn_of_nan
-from rank_callbacks.callbacks.schedule import every
-from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
-from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.callbacks.gathering import shared_rounding_noise
+from rank_callbacks.callbacks.gradient_spectra import factor_spectra, leading_left_vectors, sketched_or_full
+from rank_callbacks.callbacks.lightning import loss_scale, step_axis
+from rank_callbacks.callbacks.monitor import Monitor
+from rank_callbacks.callbacks.processes import process_count, summed_over_processes
+from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
+from rank_callbacks.callbacks.sharing import check_shards, is_tensor_parallel, shared_singular_values
 from rank_callbacks.catalog import find_measure
-from rank_callbacks.functional import leading_subspace, numerical_rank, rounding_noise
+from rank_callbacks.functional import numerical_rank
 from rank_callbacks.functional.spectrum import widened
 from rank_callbacks.gradient_bounds import BoundTable, GradientBound, bounds_of_layers, outer_products_of_layers
 from rank_callbacks.matrices import check_conv, gradient_matrices, is_selected, matrix_views, trainable_weights
@@ -36,7 +37,7 @@ __all__ = ["GradientRankMonitor"]
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class GradientRankMonitor(Callback):
+class GradientRankMonitor(Monitor):
     """Measures the rank of every weight's gradient, and the bound that the batch and the architecture put on it.
 
     **When.** On scheduled steps, in ``on_before_optimizer_step``: the gradient that the optimizer is about to use,
@@ -81,13 +82,16 @@ class GradientRankMonitor(Callback):
 
     **Distributed.** Under DDP the averaged gradient is measured, each matrix by one process, and the bounds of the
     processes' batches add up. Two all-reduces a report, one of the bounds and one of the singular values. The schedule must
-    answer alike on every process. Sharded models are refused.
+    answer alike on every process. Under FSDP2 and tensor parallelism in ``ModelParallelStrategy`` gradients stay sharded as
+    ``WeightRankMonitor`` says; under tensor parallelism, where no process sees whole rows, there are no bounds, and no
+    readings that need them or the rows. The first FSDP and DeepSpeed are refused.
 
     Args:
         measures: Names from the catalogue, a parameter as a suffix: ``"energy_at_rank_8"`` tells what GaLore or PowerSGD of
             rank 8 would keep.
         layers: Which matrices: None for all, glob patterns of names, or a function of the name.
-        every_n_steps: Steps between reports, or a schedule: a function of the step.
+        every_n_steps: Steps between reports, a schedule: a function of the step, or ``"auto"``: as often as takes at most the
+            monitor's part of ``max_overhead``, see ``Cadence``.
         conv: How a convolution kernel is a matrix: see ``WeightRankMonitor``.
         subspace_rank: How many leading singular vectors ``subspace_overlap`` compares; None for no comparison.
         update: Whether to measure W_{t+1} − W_t as well, what the optimizer made of the gradient. Copies the weights on
@@ -97,11 +101,12 @@ class GradientRankMonitor(Callback):
         per_class: Whether to measure the gradient of each class by itself, in linear layers that see one row a sample. Labels
             are the second item of an ``(inputs, labels)`` batch. In this process.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If a measure is unknown, ``every_n_steps`` or ``subspace_rank`` is below 1, ``conv`` or ``scalars`` is
-            not one of the above; when fitting starts if a pattern matches nothing, the model has no trainable matrix or is
-            sharded; and at the first batch if it has no labels for ``per_class``.
+            not one of the above; when fitting starts if a pattern matches nothing, the model has no trainable matrix or the
+            strategy is refused; and at the first batch if it has no labels for ``per_class``.
 
     Reference:
         Low-rank learning by design (Baker et al., 2024), https://arxiv.org/abs/2402.06751
@@ -114,15 +119,16 @@ class GradientRankMonitor(Callback):
         self,
         measures: Sequence[str] = ("numerical_rank", "effective_rank", "stable_rank", "energy_at_rank_8"),
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 100,
+        every_n_steps: int | Callable[[int], bool] | Literal["auto"] = "auto",
         conv: str = "filters",
         subspace_rank: int | None = 8,
         update: bool = False,
         moments: bool = False,
         per_class: bool = False,
         scalars: Literal["auto", "all"] = "auto",
+        max_overhead: float = 0.01,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_steps, max_overhead)
         for measure in measures:
             find_measure(measure)
         check_conv(conv)
@@ -132,7 +138,6 @@ class GradientRankMonitor(Callback):
             raise ValueError(f"Expected subspace_rank to be None or a whole number from 1, got {subspace_rank}.")
         self.measures = list(measures)
         self.layers = layers
-        self.schedule = every_n_steps if callable(every_n_steps) else every(every_n_steps)
         self.conv = conv
         self.subspace_rank = subspace_rank
         self.update = update
@@ -140,27 +145,26 @@ class GradientRankMonitor(Callback):
         self.per_class = per_class
         self.scalars = scalars
         self._capture: RowCapture | None = None
-        self._stopwatch = Stopwatch()
         self._start_anew()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit."""
+        super().setup(trainer, pl_module, stage)
         self._start_anew()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
-        check_not_sharded(trainer)
+        check_shards(trainer)
         trainable_weights(pl_module, self.layers, self.conv)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._stopwatch.restart()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Set the hooks if the schedule says so, for all batches that accumulate in this step."""
-        if self._capture is None and self.schedule(step_axis(trainer)):
+        self.cadence.begin_step(step_axis(trainer))
+        if self._capture is None and self.cadence(step_axis(trainer)):
             with self._stopwatch:
-                self._capture = RowCapture(pl_module, torch.Generator().manual_seed(step_axis(trainer)))
+                # Under tensor parallelism no process sees whole rows.
+                seen = nn.ModuleList() if is_tensor_parallel(trainer) else pl_module
+                self._capture = RowCapture(seen, torch.Generator().manual_seed(step_axis(trainer)))
         if self._capture is not None and self.per_class:
             self._labels.append(check_integers(labels_of(batch)))
 
@@ -181,6 +185,7 @@ class GradientRankMonitor(Callback):
             with self._stopwatch:
                 self._report(trainer, pl_module)
                 self._close()
+            self.cadence.reported(step_axis(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -214,14 +219,15 @@ class GradientRankMonitor(Callback):
         if not gradients:
             return
         captured, mine = capture.layers, gradients.__contains__
-        factors = outer_products_of_layers(pl_module, captured, mine, self.conv) if trainer.world_size == 1 else {}
+        factors = outer_products_of_layers(pl_module, captured, mine, self.conv) if process_count() == 1 else {}
         products = factor_spectra(gradients, factors, self.subspace_rank or 0)
         known = {name: (product.input_rank, product.delta_rank) for name, product in products.items()}
-        bounds = _over_processes(bounds_of_layers(pl_module, captured, mine, self.conv, known), trainer)
+        bounds = bounds_of_layers(pl_module, captured, mine, self.conv, known)
+        bounds = _unknown(bounds) if is_tensor_parallel(trainer) else _over_processes(bounds)
         values = {name: product.singular_values.cpu() for name, product in products.items()}
         others = {name: gradient for name, gradient in gradients.items() if name not in products}
         limits = {row.layer: row.bound for row in bounds}
-        values.update(shared_singular_values(others, trainer, partial(sketched_or_full, limits)))
+        values.update(shared_singular_values(others, partial(sketched_or_full, limits)))
         self._bounds.update({row.layer: row for row in bounds})
         self._spectra.update(_unscaled(values, gradients, trainer, optimizer))
         self._compare_subspaces(gradients, {name: product.left_vectors for name, product in products.items()})
@@ -249,21 +255,22 @@ class GradientRankMonitor(Callback):
             if rank is None or not _has_subspace(self._spectra[name], rank):
                 continue
             if name in known:
-                now = known[name]
+                now, total = known[name], None
             else:
-                now = leading_subspace(gradient, rank, torch.Generator(gradient.device).manual_seed(0)).double()
+                now, total = leading_left_vectors(gradient, rank)
             if before is not None and before.shape == now.shape:
-                self._overlaps[name] = ((before.mT @ now).square().sum() / rank).cpu()
+                cosines = before.mT @ now
+                self._overlaps[name] = ((total(cosines) if total else cosines).square().sum() / rank).cpu()
             self._subspaces[name] = now
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = step_axis(trainer)
-        warn_of_nan(self._spectra, step, self._warned)
+        warn_of_nan(unreadable(self._spectra), step, self._warned)
         groups = {"gradient_rank": self._spectra}
         if self.update:
-            groups["update_rank"] = self._update_spectra(trainer)
+            groups["update_rank"] = self._update_spectra()
         if self.moments:
-            groups["moment_rank"] = self._moment_spectra(trainer)
+            groups["moment_rank"] = self._moment_spectra()
         scalars: dict[Tag, float] = {}
         arrays: dict[Tag, MatrixSpectrum] = {}
         for group, spectra in groups.items():
@@ -271,7 +278,7 @@ class GradientRankMonitor(Callback):
             scalars.update(tagged(group, values, shows_layers(self.scalars, len(spectra))))
             arrays.update(spectra_by_tag(group, spectra))
         tables = self._bounds_once(trainer)
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost("gradient_rank", step), arrays, tables))
+        write_report(trainer, Report(step, scalars | self._cost("gradient_rank", step), arrays, tables))
 
     def _against_bounds(self) -> dict[str, dict[str, Tensor]]:
         known = {name: row for name, row in self._bounds.items() if row.bound is not None}
@@ -289,24 +296,24 @@ class GradientRankMonitor(Callback):
             for measure, of_layers in values.items()
         }
 
-    def _update_spectra(self, trainer: Trainer) -> dict[str, Spectrum]:
+    def _update_spectra(self) -> dict[str, Spectrum]:
         after = {
             name: matrix for weight in self._weights for name, matrix in self._views(weight, weight.parameter.detach()).items()
         }
         updates = {name: widened(matrix) - widened(self._before[name]) for name, matrix in after.items()}
-        values = shared_singular_values(updates, trainer)
+        values = shared_singular_values(updates)
         # An update is lost in the rounding of the weights, before and after, not in its own.
-        noise = {name: 2 * rounding_noise(matrix).amax().cpu() for name, matrix in after.items()}
+        noise = {name: 2 * shared_rounding_noise(matrix) for name, matrix in after.items()}
         return {name: Spectrum(values[name], tuple(matrix.shape), noise[name], 0.0) for name, matrix in after.items()}
 
-    def _moment_spectra(self, trainer: Trainer) -> dict[str, Spectrum]:
+    def _moment_spectra(self) -> dict[str, Spectrum]:
         moments: dict[str, Tensor] = {}
         for weight in self._weights:
             for optimizer in self._optimizers.values():
                 for key, moment in optimizer.state.get(weight.parameter, {}).items():
                     if isinstance(moment, Tensor) and moment.shape == weight.parameter.shape:
                         moments.update({f"{name}.{key}": view for name, view in self._views(weight, moment).items()})
-        values = shared_singular_values(moments, trainer)
+        values = shared_singular_values(moments)
         return {name: Spectrum.of(values[name], moment, exact=True) for name, moment in moments.items()}
 
     def _views(self, weight: TrainableWeight, tensor: Tensor) -> dict[str, Tensor]:
@@ -347,13 +354,18 @@ def _unscaled(
     return spectra
 
 
-def _over_processes(bounds: BoundTable, trainer: Trainer) -> BoundTable:
+def _unknown(bounds: BoundTable) -> BoundTable:
+    """No bounds, where layers are split between processes."""
+    return BoundTable(row._replace(bound=None, reason="no bound is known under tensor parallelism") for row in bounds)
+
+
+def _over_processes(bounds: BoundTable) -> BoundTable:
     """The bounds of the averaged gradient: those of every process's batch, added up."""
-    if trainer.world_size == 1:
+    if process_count() == 1:
         return bounds
     local = torch.tensor([torch.nan if row.bound is None else row.bound for row in bounds], dtype=torch.float64)
-    total = trainer.strategy.reduce(local.to(trainer.strategy.root_device), reduce_op="sum").tolist()
-    return BoundTable(_capped(row, bound, trainer.world_size) for row, bound in zip(bounds, total, strict=True))
+    total = summed_over_processes(local).tolist()
+    return BoundTable(_capped(row, bound, process_count()) for row, bound in zip(bounds, total, strict=True))
 
 
 def _capped(row: GradientBound, total: float, processes: int) -> GradientBound:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from rank_callbacks.functional import (
     OuterProductSpectrum,
+    leading_subspace,
     low_rank_singular_values,
     outer_product_spectrum,
     rounding_rtol,
     singular_values_of_each,
 )
+from rank_callbacks.matrices.sharded import shard_of
 
-__all__ = ["factor_spectra", "sketched_or_full"]
+__all__ = ["factor_spectra", "leading_left_vectors", "sketched_or_full"]
 
 # A sketch or a b x b problem is cheaper than a full spectrum while the bound is below this share of min(m, n).
 _SMALL = 1 / 3
+# Columns of a block beyond the vectors that are wanted, and products with AᵀA: as in ``leading_subspace``.
+_OVERSAMPLING = 8
+_ITERATIONS = 4
 
 
 def factor_spectra(
@@ -41,6 +46,30 @@ def sketched_or_full(bounds: Mapping[str, int | None], gradients: Mapping[str, T
     sketched = {name: _sketched(gradient, bounds.get(name)) for name, gradient in gradients.items()}
     full = singular_values_of_each({name: gradients[name] for name, values in sketched.items() if values is None})
     return {name: full[name] if values is None else values for name, values in sketched.items()}
+
+
+def leading_left_vectors(gradient: Tensor, rank: int) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    """The leading left singular vectors of a gradient; of one cut along its rows those rows of them that lie here.
+
+    Returns:
+        Shape ``(m, rank)``, or ``(mine, rank)``, float64; and what adds up over the processes, a collective operation, None
+        where each has all rows.
+    """
+    shard = shard_of(gradient)
+    if shard is None:
+        return leading_subspace(gradient, rank, torch.Generator(gradient.device).manual_seed(0)).double(), None
+    rows = shard.rows.double()
+    width = min(rank + _OVERSAMPLING, *gradient.shape)
+    generator = torch.Generator(rows.device).manual_seed(0)
+    block = torch.randn(rows.shape[1], width, generator=generator, device=rows.device, dtype=torch.float64)
+    for _ in range(_ITERATIONS):
+        block = torch.linalg.qr(shard.total(rows.mT @ (rows @ block))).Q
+    image = rows @ block
+    squares, turn = torch.linalg.eigh(shard.total(image.mT @ image))
+    turn = turn.flip(-1)[:, :rank]
+    if shard.by_columns:
+        return block @ turn, None
+    return image @ turn / squares.flip(-1)[:rank].clamp_min(torch.finfo(torch.float64).tiny).sqrt(), shard.total
 
 
 def _sketched(gradient: Tensor, bound: int | None) -> Tensor | None:

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-__all__ = ["Callback", "last_step", "loss_scale", "step_axis"]
+__all__ = ["Callback", "choosing_monitors", "is_last_validation", "last_step", "loss_scale", "step_axis"]
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, Trainer
@@ -24,6 +24,24 @@ def step_axis(trainer: Trainer) -> int:
 def last_step(trainer: Trainer) -> float:
     """The last step that training will take on that axis, if nothing stops it earlier; negative or infinite if not known."""
     return trainer.estimated_stepping_batches - 1
+
+
+def is_last_validation(trainer: Trainer) -> bool:
+    """Whether no run of validation follows in this fit, as far as is known; outside a fit each is the last."""
+    if trainer.state.fn != "fit":
+        return True
+    batches = trainer.num_training_batches
+    between = min(trainer.val_check_batch or batches, batches)
+    if between == batches:
+        between *= trainer.check_val_every_n_epoch or 1
+    done = trainer.global_step / max(len(trainer.optimizers), 1)
+    return 0 <= last_step(trainer) + 1 - done < between / trainer.accumulate_grad_batches
+
+
+def choosing_monitors(trainer: Trainer) -> int:
+    """How many monitors of this trainer choose by themselves when they report, and share the time for it."""
+    callbacks: list[object] = getattr(trainer, "callbacks", [])
+    return sum(getattr(getattr(callback, "cadence", None), "is_auto", False) for callback in callbacks)
 
 
 def loss_scale(trainer: Trainer) -> float:

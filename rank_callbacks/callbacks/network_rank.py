@@ -27,6 +27,8 @@ from rank_callbacks.callbacks.network_readings import (
 )
 from rank_callbacks.callbacks.probe import undisturbed
 from rank_callbacks.callbacks.readings import shows_layers, tagged
+from rank_callbacks.callbacks.sharing import check_not_sharded
+from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.functional.evaluation import check_inputs
 from rank_callbacks.functional.independence_deficit import DeficitTable
@@ -123,7 +125,7 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
         group: str = "network_rank",
         scalars: Literal["auto", "all"] = "auto",
     ) -> None:
-        super().__init__("val", 1, None, group, scalars)
+        super().__init__("val", 1, 1.0, None, group, scalars)
         if measures is None:
             of_classes = [] if num_classes is None else ["classification_dimension", "independence_deficit"]
             measures = ["jacobian_rank", "perturbed_pca_dimension", *of_classes]
@@ -174,6 +176,9 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
     def _forget(self) -> None:
         pass
 
+    def _check_strategy(self, trainer: Trainer) -> None:
+        check_not_sharded(trainer)
+
     def _check_model(self, pl_module: LightningModule) -> None:
         depth_layers(pl_module, self.layers)
         self._classifier(pl_module)
@@ -206,8 +211,9 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
                 scalars |= {Tag(self.group, *name): value for name, value in found.items() if shown or not is_of_one(name)}
                 tables = {Tag(self.group, "deficit", "table"): deficit_table(self.deficit)} if self.deficit else {}
             else:
-                self._warn(f"no labelled row went into the classifier{hooks.unfit}")
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost(self.group, step), {}, tables))
+                unseen = hooks.unfit or why_unseen(trainer.lightning_module)
+                self._warn(f"no labelled row went into the classifier{unseen}")
+        write_report(trainer, Report(step, scalars | self._cost(self.group, step), {}, tables))
 
     def _share_of_inputs(self, trainer: Trainer, batch: object) -> Tensor:
         """The probe inputs that this process looks at, in single precision at least."""

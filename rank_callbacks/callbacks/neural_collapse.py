@@ -23,6 +23,7 @@ from rank_callbacks.callbacks.feature_monitor import FeatureMonitor
 from rank_callbacks.callbacks.lightning import step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import shows_layers, tagged
+from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.functional import ClassMoments
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.matrices.features import (
@@ -33,6 +34,7 @@ from rank_callbacks.matrices.features import (
     find_classifier,
 )
 from rank_callbacks.matrices.parameters import weight_matrices
+from rank_callbacks.matrices.sharded import whole
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["NeuralCollapseMonitor"]
@@ -85,14 +87,17 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
     that a D x D matrix and 2·D operations a number. With a loader, two evaluations of the network on it.
 
     **Distributed.** Moments of all processes are merged exactly, in two all-gathers a report. Every process goes through a
-    loader. The schedule must answer alike on every process. Sharded models are refused.
+    loader. The schedule must answer alike on every process. FSDP2 in ``ModelParallelStrategy`` is
+    as DDP; tensor parallelism, the first FSDP and DeepSpeed are refused.
 
     Args:
         num_classes: K.
         layers: Modules whose outputs to measure as well, by name, glob pattern or a function of the name.
-        every_n_steps: Steps between reports, or a schedule: a function of the step. Not used with ``data="val"``. The default
-            keeps the cost of a 1024-wide perceptron under 1 % of its training.
-        window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` if that is less.
+        every_n_steps: Steps between reports, a schedule: a function of the step, or ``"auto"``: as often as takes at most the
+            monitor's part of ``max_overhead``, see ``Cadence``. With ``data="val"`` every run of validation is reported but
+            with ``"auto"`` those alone that this allows, and the last of a training.
+        window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` where that
+            is a smaller number.
         data: ``"train"``, ``"val"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
             whole batch where it is not a tuple.
         measures: Which of them; None for those of the table.
@@ -105,10 +110,11 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         minority: Classes of ``minority_collapse``; None for those with at most half the samples of the largest.
         group: First part of the tags: two monitors of one training, of training and of validation data, need two.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If ``num_classes`` is below 2 or an argument is not one of the above; when fitting or validation starts if
-            the classifier is not found, a pattern matches nothing or the model is sharded; and at a batch whose labels are
+            the classifier is not found, a pattern matches nothing or the strategy is refused; and at a batch whose labels are
             missing, do not fit or are not from 0 to K−1, or whose features have another width; and if two monitors of one
             training have the same ``group``.
 
@@ -123,7 +129,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         self,
         num_classes: int,
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 200,
+        every_n_steps: int | Callable[[int], bool] | Literal["auto"] = "auto",
         window: int | None = None,
         data: Literal["train", "val"] | Iterable[Any] = "train",
         measures: Sequence[str] | None = None,
@@ -134,8 +140,9 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         minority: Sequence[int] | None = None,
         group: str = "neural_collapse",
         scalars: Literal["auto", "all"] = "auto",
+        max_overhead: float = 0.01,
     ) -> None:
-        super().__init__(data, every_n_steps, window, group, scalars)
+        super().__init__(data, every_n_steps, max_overhead, window, group, scalars)
         check_classes(num_classes)
         if maps not in _MAPS:
             raise ValueError(f"Expected maps to be one of {', '.join(_MAPS)}, got {maps!r}.")
@@ -245,14 +252,14 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
             moments = {name: one for name, one in seen.items() if one is not None}
             mismatches, compared = self._mismatches, self._compared
         for name in self._moments.keys() - moments.keys():
-            self._warn(name, "nothing passed through it")
-        values = self._values(moments, weight_matrices(hooks.classifier)["weight"], step)
+            self._warn(name, f"nothing passed through it{why_unseen(trainer.lightning_module)}")
+        values = self._values(moments, whole(weight_matrices(hooks.classifier)["weight"]), step)
         if compared and "nearest_center_mismatch" in self.measures:
             values["nearest_center_mismatch"] = {PENULTIMATE: torch.tensor(mismatches / compared, dtype=torch.float64)}
         if PENULTIMATE in moments:
             self._centers = _centers(moments[PENULTIMATE])
         scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments)))
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost(self.group, step), {}))
+        write_report(trainer, Report(step, scalars | self._cost(self.group, step), {}))
 
     def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:
         values: dict[str, dict[str, Tensor]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ __all__ = ["check_loader", "outputs_of", "probe_batches", "undisturbed"]
 
 @contextmanager
 def undisturbed(model: LightningModule) -> Generator[None]:
-    """The model in eval mode; at the end modes, buffers and the random state of torch, NumPy and Python are what they were."""
+    """The model in eval mode, as it is before ``torch.compile``; at the end modes, buffers and random states are what they were.
+
+    The random states of torch, NumPy and Python.
+    """
     modes = [(module, module.training) for module in model.modules()]
     owned = [(module._buffers, name) for module in model.modules() for name in module._buffers]
     buffers = [(owner, name, buffer, buffer.clone()) for owner, name in owned if (buffer := owner[name]) is not None]
     numpy_state, python_state = np.random.get_state(), random.getstate()  # ruff: ignore[numpy-legacy-random]
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), _uncompiled():
             model.eval()
             yield
     finally:
@@ -36,6 +39,12 @@ def undisturbed(model: LightningModule) -> Generator[None]:
                     buffer.copy_(before)
         np.random.set_state(numpy_state)  # ruff: ignore[numpy-legacy-random]
         random.setstate(python_state)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """In which compiled modules run as they were written, hooks and all, and nothing is compiled; from torch 2.6 on."""
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return set_stance("force_eager") if set_stance else nullcontext()
 
 
 def check_loader(data: object) -> None:

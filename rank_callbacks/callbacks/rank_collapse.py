@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of
 from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
-from rank_callbacks.callbacks.lightning import Callback, last_step, loss_scale, step_axis
+from rank_callbacks.callbacks.lightning import last_step, loss_scale, step_axis
+from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
-from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.callbacks.weight_decay import Decay, decay_of
 from rank_callbacks.functional import (
     alignment_bound,
@@ -28,6 +29,7 @@ from rank_callbacks.functional import (
     cluster_variation_ratio,
     rank_collapse_certificates,
     sgd_rank_bound,
+    spectrum_cost,
     total_cluster_variation,
 )
 from rank_callbacks.functional.class_moments import check_classes
@@ -38,7 +40,7 @@ from rank_callbacks.writers import Report, write_report
 __all__ = ["RankCollapseMonitor"]
 
 
-class RankCollapseMonitor(Callback):
+class RankCollapseMonitor(Monitor):
     """Measures how far each weight is from rank K, the number of classes, and what holds it there.
 
     At a critical point of a loss with weight decay the distance of a weight to rank K is at most a constant times the
@@ -96,10 +98,10 @@ class RankCollapseMonitor(Callback):
     Args:
         num_classes: K.
         layers: Which matrices: None for all, glob patterns of names, or a function of the name.
-        every_n_steps: Steps between reports, or a schedule: a function of the step. The default keeps the exact spectra of a
-            1024-wide perceptron under 1 % of its training; narrower networks and larger batches afford reports far oftener.
-        window: Training steps before each report that it looks at; 8 by default, or ``every_n_steps`` if that is less. A
-            longer window makes the residual, and with it the certificates, smaller.
+        every_n_steps: Steps between reports, a schedule: a function of the step, or ``"auto"``: as often as takes at most the
+            monitor's part of ``max_overhead``, see ``Cadence``.
+        window: Training steps before each report that it looks at; 8 by default, or ``every_n_steps`` where that is a smaller
+            number. A longer window makes the residual, and with it the certificates, smaller.
         data: ``"train"`` for training batches as they pass; a loader for ``loss(model(inputs), labels)`` on a fixed set, which
             leaves parameters, buffers, gradients and random state as they were, and which every process goes through. Of its
             batches the first item goes into the module's ``forward``, or the whole batch where it is not a tuple.
@@ -107,6 +109,7 @@ class RankCollapseMonitor(Callback):
         labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
         ignore_index: A label that means none.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If ``num_classes`` is below 2, a window does not fit between reports, an argument is not one of the above;
@@ -124,15 +127,16 @@ class RankCollapseMonitor(Callback):
         self,
         num_classes: int,
         layers: str | Sequence[str] | Callable[[str], bool] | None = None,
-        every_n_steps: int | Callable[[int], bool] = 3000,
+        every_n_steps: int | Callable[[int], bool] | Literal["auto"] = "auto",
         window: int | None = None,
         data: Literal["train"] | Iterable[Any] = "train",
         loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
         labels: str | Callable[[Any], Tensor] | None = None,
         ignore_index: int | None = None,
         scalars: Literal["auto", "all"] = "auto",
+        max_overhead: float = 0.01,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_steps, max_overhead, at_start=False, shortest=window)
         check_classes(num_classes)
         if scalars not in {"auto", "all"}:
             raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
@@ -142,19 +146,19 @@ class RankCollapseMonitor(Callback):
         self.num_classes = num_classes
         self.layers = layers
         # A loader is looked at in one step.
-        self.windows = Windows(every_n_steps, window if isinstance(data, str) else 1)
+        self.windows = Windows(self.cadence.schedule, window if isinstance(data, str) else 1)
         self.data = data
         self.loss = loss
         self.labels: Labels = labels
         self.ignore_index = ignore_index
         self.scalars = scalars
-        self._stopwatch = Stopwatch()
         self._window: CollapseWindow | None = None
         self._checked = False
         self._start_anew()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit."""
+        super().setup(trainer, pl_module, stage)
         self._start_anew()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,12 +168,17 @@ class RankCollapseMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and learn when training ends."""
-        self._stopwatch.restart()
+        super().on_train_start(trainer, pl_module)
         self.windows.restart(last_step(trainer))
+
+    def _expected_seconds(self, pl_module: LightningModule) -> float:
+        matrices = [matrix for weight in self._weights(pl_module) for matrix in weight.matrices.values()]
+        return sum(spectrum_cost(tuple(matrix.shape)) for matrix in matrices)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, and tell it the labels of the batch."""
         step = step_axis(trainer)
+        self.cadence.begin_step(step)
         if isinstance(self.data, str) and not self._checked:
             check_labels(labels_of(batch, self.labels), self.num_classes, self.ignore_index)
             self._checked = True
@@ -209,6 +218,7 @@ class RankCollapseMonitor(Callback):
                 self._add_norm_ratios()
                 self._report(trainer, step_axis(trainer))
             self._close()
+            self.cadence.reported(step_axis(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -255,7 +265,7 @@ class RankCollapseMonitor(Callback):
         else:
             matrices, samples = over_processes(local, window.samples, self.num_classes, trainer)
             processes = trainer.world_size
-        self._warn_of_unseen(window, local.keys() - matrices.keys())
+        self._warn_of_unseen(window, local.keys() - matrices.keys(), why_unseen(trainer.lightning_module))
         decays = {name: decay_of(weight.parameter, optimizers) for weight in weights for name in weight.matrices}
         for name, matrix in matrices.items():
             for measure, value in _readings(matrix, samples, processes, decays[name], is_probe).items():
@@ -267,7 +277,7 @@ class RankCollapseMonitor(Callback):
             self._norms.update({name: (matrices[name].weight, norm) for name, norm in norms.items()})
 
     def _measure_ranks(self, weights: Mapping[str, Tensor], trainer: Trainer) -> None:
-        values = shared_singular_values(weights, trainer)
+        values = shared_singular_values(weights)
         spectra = {name: Spectrum.of(values[name], weight) for name, weight in weights.items()}
         for kind in ("distance_to_rank", "relative_distance_to_rank"):
             name = f"{kind}_{self.num_classes}"
@@ -278,11 +288,12 @@ class RankCollapseMonitor(Callback):
         after = {name: torch.linalg.matrix_norm(weight.double()) for name, (weight, _) in self._norms.items()}
         self._values["norm_ratio"] = {name: (self._norms[name][1] / norm).cpu() for name, norm in after.items()}
 
-    def _warn_of_unseen(self, window: CollapseWindow, names: Iterable[str]) -> None:
+    def _warn_of_unseen(self, window: CollapseWindow, names: Iterable[str], unseen: str) -> None:
         for name in sorted(set(names) - self._warned):
             self._warned.add(name)
             reasons = [reason for path, reason in window.unlabelled.items() if name.startswith(path)]
-            why = f"labels do not fit what passed: {reasons[0]}" if reasons else "no labelled sample passed through it"
+            unfit = [f"labels do not fit what passed: {reason}" for reason in reasons]
+            why = unfit[0] if unfit else f"no labelled sample passed through it{unseen}"
             warnings.warn(f"{name} has no reading: {why}.", stacklevel=2)
 
     def _warn_of_nan(self, step: int) -> None:
@@ -294,7 +305,7 @@ class RankCollapseMonitor(Callback):
     def _report(self, trainer: Trainer, step: int) -> None:
         layers = len(self._values.get("distance_to_rank_k", {}))
         scalars = tagged("rank_collapse", self._values, shows_layers(self.scalars, layers))
-        write_report(trainer, Report(step, scalars | self._stopwatch.cost("rank_collapse", step), {}))
+        write_report(trainer, Report(step, scalars | self._cost("rank_collapse", step), {}))
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, window: CollapseWindow, loader: Iterable[Any]) -> None:
         parameters = [weight.parameter for weight in self._measurable]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from rank_callbacks import functional
+from rank_callbacks.callbacks.gathering import shared_rounding_noise
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import MatrixSpectrum
 
-__all__ = ["SUMMARIES", "Spectrum", "measured", "shows_layers", "spectra_by_tag", "tagged", "warn_of_nan"]
+__all__ = ["SUMMARIES", "Spectrum", "measured", "shows_layers", "spectra_by_tag", "tagged", "unreadable", "warn_of_nan"]
 
 _Layer = TypeVar("_Layer", bound=Hashable)
 SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -51,12 +52,15 @@ class Spectrum(NamedTuple):
 
     @classmethod
     def of(cls, singular_values: Tensor, matrix: Tensor, dtype: torch.dtype | None = None, exact: bool = False) -> Spectrum:
-        """The spectrum of ``matrix``, last rounded to ``dtype``; ``exact`` counts rank at the tolerance of exact rank."""
+        """The spectrum of ``matrix``, last rounded to ``dtype``; ``exact`` counts rank at the tolerance of exact rank.
+
+        A collective operation for a sharded matrix of two bytes a number.
+        """
         shape, dtype = tuple(matrix.shape), dtype or matrix.dtype
         if dtype.itemsize > 2:  # No row or column is longer than σ₁, and of float32 this bound will do: it costs no reading.
             noise = 0.6 * torch.finfo(dtype).eps * functional.spectral_norm(singular_values)
         else:
-            noise = functional.rounding_noise(matrix, dtype).amax().cpu()
+            noise = shared_rounding_noise(matrix, dtype)
         return cls(singular_values, shape, noise, functional.rounding_rtol(shape, dtype) if exact else None)
 
     def is_finite(self) -> bool:
@@ -106,10 +110,15 @@ def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum], measure: str = "
     }
 
 
-def warn_of_nan(spectra: Mapping[str, Spectrum], step: int, warned: set[str]) -> None:
+def unreadable(spectra: Mapping[str, Spectrum]) -> list[str]:
+    """The layers that read NaN."""
+    return [layer for layer, spectrum in spectra.items() if not spectrum.is_finite()]
+
+
+def warn_of_nan(layers: Iterable[str], step: int, warned: set[str]) -> None:
     """Warn of every layer that reads NaN, once: those warned of are added to ``warned``."""
-    for layer, spectrum in spectra.items():
-        if layer not in warned and not spectrum.is_finite():
+    for layer in layers:
+        if layer not in warned:
             warned.add(layer)
             warnings.warn(
                 f"{layer} reads NaN at step {step}: it holds a NaN or infinity, or its spectrum failed.", stacklevel=2

@@ -111,6 +111,10 @@ class Windows:
         self._first = step if begins else self._first
         return begins
 
+    def is_last(self, step: int) -> bool:
+        """Whether training ends with ``step``, as far as is known."""
+        return step >= self._last
+
     def end(self, step: int) -> bool:
         """Whether ``step`` is the last of the window that began last."""
         return self._first is not None and step >= self._first + min(self.length - 1, self._last)

@@ -30,6 +30,17 @@ class Stopwatch:
         self._told = False
         self._depth = 0
 
+    @property
+    def total(self) -> float:
+        """Seconds spent inside, all reports together."""
+        running = time.perf_counter() - self._entered if self._depth else 0.0
+        return self._all_reports + running
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since training began."""
+        return time.perf_counter() - self._began
+
     def __enter__(self) -> None:
         self._depth += 1
         if self._depth == 1:

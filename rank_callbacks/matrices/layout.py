@@ -7,6 +7,8 @@ import re
 import torch
 from torch import Tensor, nn
 
+from rank_callbacks.matrices.sharded import filters_in_parts, is_sharded, settled, whole
+
 __all__ = ["check_conv", "is_transposed_linear", "matrix_views"]
 
 _NORMS = (
@@ -50,6 +52,10 @@ def matrix_views(path: str, module: nn.Module, tensor: Tensor, conv: str = "filt
 
     The blocks of a grouped convolution, of slices and of frequencies are a leading dimension: a block-diagonal matrix.
 
+    A parameter that is sharded over processes (DTensor) stays so where it is one matrix, cut along its rows or its columns.
+    What is sliced, grouped, of three dimensions or cut along both is gathered, a collective operation: every process must
+    view the same parameters in the same order.
+
     Args:
         path: Name of the parameter, as in ``named_parameters()``.
         module: The module that it is a parameter of.
@@ -73,17 +79,18 @@ def matrix_views(path: str, module: nn.Module, tensor: Tensor, conv: str = "filt
     if tensor.dim() < 2 or not is_number or isinstance(module, _NORMS) or is_bias:
         return {}
     if isinstance(module, nn.modules.conv._ConvNd):
-        return _kernel_views(path, module, tensor, conv)
+        return _kernel_views(path, module, settled(tensor), conv)
     if tensor.dim() > 3 or (min(tensor.shape) == 1 and not _is_of_torch(module)):
         return None
     if tensor.dim() == 3:
-        return {path: tensor}
+        return {path: whole(tensor)}
+    tensor = settled(tensor)
     if is_transposed_linear(module):
         tensor = tensor.mT
     parts = _stacked_parts(path, module, tensor)
     if not parts:
         return {path: tensor}
-    return {f"{path}.{part}": rows for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True)}
+    return {f"{path}.{part}": rows for part, rows in zip(parts, whole(tensor).chunk(len(parts)), strict=True)}
 
 
 def _is_of_torch(module: nn.Module) -> bool:
@@ -116,6 +123,11 @@ def _stacked_parts(path: str, module: nn.Module, matrix: Tensor) -> tuple[str, .
 
 
 def _kernel_views(path: str, module: nn.modules.conv._ConvNd, kernel: Tensor, conv: str) -> dict[str, Tensor]:
+    if is_sharded(kernel):
+        parts = filters_in_parts(kernel, module.transposed) if conv == "filters" and module.groups == 1 else None
+        if parts is not None:
+            return {path: parts}
+        kernel = whole(kernel)
     blocks = _in_groups(kernel, module.groups, module.transposed)
     if conv == "slices":
         blocks, path = blocks.flatten(3).movedim(-1, 0), f"{path}.slices"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -15,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from rank_callbacks.matrices.layout import matrix_views
 from rank_callbacks.matrices.selection import Layers, select
+from rank_callbacks.matrices.sharded import is_sharded, stand_in, whole
 
 __all__ = ["TrainableWeight", "gradient_matrices", "plain_name", "trainable_weights", "weight_matrices"]
 
@@ -40,6 +42,8 @@ def weight_matrices(model: nn.Module, layers: Layers = None, conv: str = "filter
       the layer multiplies by, computed in eval mode so that no buffer moves.
     - A pair of adapters ``lora_A`` (r x n), ``lora_B`` (m x r) appears as ``lora_BA``: an r x r matrix with the singular
       values of their product, its scale of alpha/r left out. The two themselves do not appear.
+    - A parameter that is sharded over processes (DTensor) stays so where it is one matrix; what is computed from such
+      parameters or is part of one is gathered, a collective operation that every process must take part in.
     - Parameters that are not known to be matrices, such as position embeddings of shape (1, length, width), are left out.
 
     Args:
@@ -52,7 +56,7 @@ def weight_matrices(model: nn.Module, layers: Layers = None, conv: str = "filter
         detached.
 
     Raises:
-        ValueError: If nothing is selected, a pattern matches nothing, a parameter is not yet initialised or is sharded, or
+        ValueError: If nothing is selected, a pattern matches nothing, a parameter is not yet initialised, or
             ``conv`` does not fit a kernel.
 
     Example:
@@ -95,7 +99,7 @@ def gradient_matrices(
         are absent.
 
     Raises:
-        ValueError: If the model has no trainable matrix, a pattern matches none, or a parameter is sharded.
+        ValueError: If the model has no trainable matrix, or a pattern matches none.
 
     Example:
         >>> layer = nn.Linear(2, 3)
@@ -105,7 +109,7 @@ def gradient_matrices(
     """
     owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     matrices: dict[str, Tensor] = {}
-    for path, module, parameter, chosen in trainable_weights(model, layers, conv):
+    for path, module, parameter, chosen in _chosen_weights(model, layers, conv):
         gradient = parameter.grad if owned is None or id(parameter) in owned else None
         if gradient is not None:
             dense = gradient.coalesce().values() if gradient.is_sparse else gradient
@@ -136,17 +140,27 @@ def trainable_weights(model: nn.Module, layers: Layers = None, conv: str = "filt
     Raises:
         ValueError: As ``gradient_matrices``.
     """
+    return [_read(weight, conv) if is_sharded(weight.parameter) else weight for weight in _chosen_weights(model, layers, conv)]
+
+
+def _chosen_weights(model: nn.Module, layers: Layers, conv: str) -> list[TrainableWeight]:
+    """The parameters that hold a selected matrix; the matrices of a sharded one without their numbers."""
     weights = []
     left_out: dict[str, str] = {}
     for path, module, parameter in _weights(model):
         if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
-            views = matrix_views(path, module, parameter.detach(), conv)
+            views = matrix_views(path, module, stand_in(parameter.detach()), conv)
             weights.append(TrainableWeight(path, module, parameter, views or {}))
             if views is None:
                 left_out[path] = _not_a_matrix(module, parameter)
     chosen = select({name: None for weight in weights for name in weight.matrices}, layers, left_out)
     kept = [weight._replace(matrices={name: m for name, m in weight.matrices.items() if name in chosen}) for weight in weights]
     return [weight for weight in kept if weight.matrices]
+
+
+def _read(weight: TrainableWeight, conv: str) -> TrainableWeight:
+    views = matrix_views(weight.path, weight.module, weight.parameter.detach(), conv) or {}
+    return weight._replace(matrices={name: views[name] for name in weight.matrices})
 
 
 def _not_a_matrix(module: nn.Module, tensor: Tensor) -> str:
@@ -164,8 +178,19 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
         seen.update(map(id, own.values()))
         for name, tensor in (own | computed).items():
             path = plain_name(f"{prefix}.{name}")
-            _check_whole(path, tensor)
+            _check_shape(path, tensor)
             yield _Weight(path, module, tensor)
+
+
+class _Gathered:
+    """A module as the hooks of old parametrisations see it, with all of each sharded tensor."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self._module, name)
+        return whole(value) if isinstance(value, Tensor) else value
 
 
 def _computed_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -173,35 +198,34 @@ def _computed_weights(module: nn.Module) -> dict[str, Tensor]:
     weights = {}
     if parametrize.is_parametrized(module):
         weights = {name: _in_eval_mode(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+    gathered = cast("nn.Module", _Gathered(module))
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            weights[hook.name] = hook.compute_weight(module)
+            weights[hook.name] = hook.compute_weight(gathered)
         elif isinstance(hook, SpectralNorm):
-            weights[hook.name] = hook.compute_weight(module, do_power_iteration=False)
+            weights[hook.name] = hook.compute_weight(gathered, do_power_iteration=False)
         elif isinstance(hook, BasePruningMethod):
-            weights[hook._tensor_name] = hook.apply_mask(module)
+            weights[hook._tensor_name] = hook.apply_mask(gathered)
     return weights
 
 
 def _in_eval_mode(module: nn.Module, name: str) -> Tensor:
     """The parametrised weight, without the power iteration or the dropout of training mode."""
-    modes = [(part, part.training) for part in module.parametrizations[name].modules()]  # type: ignore[index, union-attr]
+    parametrizations: nn.Module = module.parametrizations[name]  # type: ignore[index, assignment]
+    modes = [(part, part.training) for part in parametrizations.modules()]
     try:
         for part, _ in modes:
             part.training = False
-        return getattr(module, name)
+        tensors = {path: whole(tensor) for path, tensor in parametrizations.named_parameters() if is_sharded(tensor)}
+        return functional_call(parametrizations, tensors, ()) if tensors else getattr(module, name)
     finally:
         for part, training in modes:
             part.training = training
 
 
-def _check_whole(path: str, tensor: Tensor) -> None:
+def _check_shape(path: str, tensor: Tensor) -> None:
     if nn.parameter.is_lazy(tensor):
         raise ValueError(f"{path} has no shape yet: run one batch through the model before training, in configure_model().")
-    if hasattr(tensor, "full_tensor"):  # a DTensor
-        raise ValueError(
-            f"{path} is sharded over processes, which is not supported yet. Train with one device or strategy='ddp'."
-        )
 
 
 def _with_adapter_products(matrices: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -211,7 +235,7 @@ def _with_adapter_products(matrices: dict[str, Tensor]) -> dict[str, Tensor]:
         up = matrices.get(partner) if partner != name else None
         if up is not None and up.dim() == down.dim() == 2 and up.shape[1] == down.shape[0]:
             del result[name], result[partner]
-            result[product] = _product_core(up, down)
+            result[product] = _product_core(whole(up), whole(down))
     return result
 
 

@@ -69,7 +69,7 @@ def test_yaml(namespace: str, tmp_path: Path) -> None:
     trainer, monitor = fitted(namespace, tmp_path, written(tmp_path, config))
     tags = expected_ranks(["stable_rank", "energy_rank_0.9"], ["network.2.weight"], "weight_rank", "weight_change_rank")
     assert ranks(trainer) == tags
-    assert [step for step in range(20) if monitor.schedule(step)] == [0, 9, 18]
+    assert [step for step in range(20) if monitor.cadence(step)] == [0, 9, 18]
     assert (monitor.conv, monitor.change, monitor.scalars) == ("slices", True, "all")
 
 
@@ -77,7 +77,8 @@ def test_yaml_without_arguments(namespace: str, tmp_path: Path) -> None:
     config = "{trainer: {callbacks: [{class_path: rank_callbacks.WeightRankMonitor}]}}"
     trainer, monitor = fitted(namespace, tmp_path, written(tmp_path, config))
     assert ranks(trainer) == expected_ranks(DEFAULT, BOTH, "weight_rank")
-    assert [step for step in range(201) if monitor.schedule(step)] == [0, 100, 200]
+    assert monitor.cadence.is_auto
+    assert monitor.cadence(0)
 
 
 def test_yaml_with_a_schedule(namespace: str, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_yaml_with_a_schedule(namespace: str, tmp_path: Path) -> None:
     """
     trainer, monitor = fitted(namespace, tmp_path, written(tmp_path, config))
     assert ranks(trainer) == expected_ranks(DEFAULT, BOTH, "weight_rank")
-    assert [step for step in range(50) if monitor.schedule(step)] == [0, 1, 2, 3, 4, 6, 10, 16, 25, 40]
+    assert [step for step in range(50) if monitor.cadence(step)] == [0, 1, 2, 3, 4, 6, 10, 16, 25, 40]
 
 
 def test_command_line(namespace: str, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_command_line(namespace: str, tmp_path: Path) -> None:
         "--trainer.callbacks.layers=network.0",
     )
     assert ranks(trainer) == expected_ranks(["stable_rank"], ["network.0.weight"], "weight_rank")
-    assert [step for step in range(20) if monitor.schedule(step)] == [0, 9, 18]
+    assert [step for step in range(20) if monitor.cadence(step)] == [0, 9, 18]
 
 
 def test_config_that_the_command_line_saves_can_be_run_again(namespace: str, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_config_that_the_command_line_saves_can_be_run_again(namespace: str, tmp
     """
     trainer, first = fitted(namespace, tmp_path / "first", written(tmp_path, config))
     _, second = fitted(namespace, tmp_path / "second", f"--config={Path(trainer.log_dir) / 'config.yaml'}")
-    assert first.schedule == second.schedule
+    assert first.cadence.schedule == second.cadence.schedule
     assert first.measures == second.measures == ["stable_rank"]
 
 

@@ -193,7 +193,8 @@ def test_layout_of_custom_scalars(logger: Any, prefix: str, tmp_path: Path) -> N
     layout = layout_pb2.Layout.FromString(make_ndarray(last.tensor_proto).item())
     charts = {category.title: {chart.title: chart for chart in category.chart} for category in layout.category}
     assert list(charts) == ["weight_rank", "gradient_rank", "monitor"]
-    assert set(charts["monitor"]) == {"seconds by monitor", "share_of_training by monitor"}
+    costs = {"seconds by monitor", "share_of_training by monitor"}
+    assert set(charts["monitor"]) == costs | {"approximate_layers by monitor", "spectrum_age by monitor"}
     start = f"{prefix}-" * bool(prefix) + "weight_rank/stable_rank/"
     (series,) = charts["weight_rank"]["stable_rank: mean, least and largest over layers"].margin.series
     assert (series.value, series.lower, series.upper) == tuple(f"{start}{name}_over_layers" for name in ("mean", "min", "max"))

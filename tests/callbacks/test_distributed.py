@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from rank_callbacks.callbacks.processes import summed_over_processes
 from rank_callbacks.callbacks.sharing import owners, shared_singular_values
 from tests.callbacks.two_processes import SHAPES
-from tests.training import QUIET, assert_identical
+from tests.training import assert_identical
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,11 +109,15 @@ def test_owners_take_every_matrix_and_at_most_a_third_longer_than_possible(costs
     assert longest(costs, [owner[name] for name in costs], processes) <= 4 / 3 * best + 1e-9
 
 
-def test_one_process_leaves_the_values_where_they_are() -> None:
+def test_one_process_measures_all_by_itself() -> None:
+    values = shared_singular_values({"matrix": torch.eye(3), "block-diagonal": torch.ones(2, 1, 1)})
+    assert {name: spectrum.tolist() for name, spectrum in values.items()} == {"matrix": [1, 1, 1], "block-diagonal": [1, 1]}
+
+
+def test_one_process_leaves_a_sum_where_it_is() -> None:
     """Some accelerators have no float64; "meta" stands for them, from which nothing can be read back."""
-    trainer = pl.Trainer(strategy=SingleDeviceStrategy(device="meta"), **QUIET | {"accelerator": "auto"})
-    values = shared_singular_values({"matrix": torch.eye(3)}, trainer)
-    assert values["matrix"].tolist() == [1, 1, 1]
+    tensor = torch.ones(3, device="meta")
+    assert summed_over_processes(tensor) is tensor
 
 
 def test_owners_are_the_same_for_the_same_costs() -> None:

@@ -218,7 +218,7 @@ class TestValues:
     @pytest.mark.parametrize(("options", "rel"), PRECISIONS)
     def test_validation(self, options: dict[str, Any], rel: float) -> None:
         recorder, witness, measures = Recorder(), Witness(LAYERS), measures_in(options)
-        monitor = FeatureRankMonitor(measures, LAYERS)
+        monitor = FeatureRankMonitor(measures, LAYERS, every_n_steps=1)
         fit(net(), witness, monitor, logger=recorder, max_epochs=3, num_sanity_val_steps=2, **options)
         reports = [(step, witness.features("val", [step])) for step in (11, 23, 35)]
         assert witness.outputs.keys() > {("sanity", 0)}
@@ -462,7 +462,7 @@ class TestLayers:
 
     @pytest.mark.filterwarnings("ignore:feature_rank of")
     def test_depth_is_told_once_a_fit(self) -> None:
-        monitor = FeatureRankMonitor(["stable_rank"], LAYERS)
+        monitor = FeatureRankMonitor(["stable_rank"], LAYERS, every_n_steps=1)
         for _ in range(2):
             recorder = Recorder()
             fit(net(), monitor, logger=recorder, max_epochs=3)
@@ -652,7 +652,7 @@ class TestSampling:
         """The weights rest, so the readings are the same if the rows are."""
         model, recorder = net(), Recorder()
         model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=0.0)
-        monitor = FeatureRankMonitor(["effective_rank", "two_nn"], LAYERS, samples=10)
+        monitor = FeatureRankMonitor(["effective_rank", "two_nn"], LAYERS, every_n_steps=1, samples=10)
         fit(model, monitor, logger=recorder, max_epochs=3)
         assert set(of_layer(recorder, "samples", "network.3").values()) == {10}
         (_, first), *others = ((step, of_layer(recorder, "effective_rank", "network.3")[step]) for step in (11, 23, 35))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -89,18 +89,13 @@ def test_pattern_that_matches_nothing(layers: Any, message: str, data: str) -> N
 
 @pytest.mark.parametrize("data", ["train", "val"])
 def test_sharding_is_refused(data: Any) -> None:
-    class Sharded(Classifier):
-        def configure_model(self) -> None:
-            pass
+    class FSDPStrategy(SingleDeviceStrategy):
+        """Stands for the first FSDP, which needs a GPU."""
 
-    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
-    model = Sharded(two_layers(), torch.randn(12, 6))
-    try:
-        with pytest.raises(ValueError, match=r"ModelParallelStrategy shards .* strategy='ddp'"):
-            fit(model, FeatureRankMonitor(data=data), strategy=strategy, devices=1)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    strategy = FSDPStrategy(device="cpu")
+    model = mlp()
+    with pytest.raises(ValueError, match=r"FSDPStrategy flattens .* strategy='ddp'"):
+        fit(model, FeatureRankMonitor(data=data), strategy=strategy, devices=1)
     assert model.losses == []
 
 
@@ -399,4 +394,4 @@ def test_command_line(namespace: str, tmp_path: Path) -> None:
     first, second = (callback for callback in cli.trainer.callbacks if isinstance(callback, FeatureRankMonitor))
     assert (first.maps, first.samples, first.num_classes, first.ignore_index, first.views) == ("mean", 50, 3, -100, 2)
     assert (second.data, second.group, second.mask, second.labels) == ("val", "of_validation", "padding", "y")
-    assert second.windows.schedule == log_spaced(5)
+    assert second.cadence.schedule == log_spaced(5)

@@ -9,9 +9,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from rank_callbacks import GradientRankMonitor, WeightRankMonitor, log_spaced
-from tests.gradients import LAYERS, Wide, readings, three_layers, wide
+from tests.gradients import BATCH, LAYERS, Wide, readings, three_layers, wide
 from tests.models import MODELS, Classifier, Training, convnet, mlp, two_layers, two_optimizers
 from tests.training import Recorder, assert_identical, fit, outcome
 
@@ -255,15 +256,16 @@ def test_model_without_matrices_is_refused() -> None:
         fit(Wide(Scale(), torch.randn(10, 6)), GradientRankMonitor())
 
 
-def test_sharded_model_is_refused() -> None:
+def test_model_sharded_over_one_process_is_measured() -> None:
     class Sharded(Wide):
         def configure_model(self) -> None:
-            pass
+            fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
 
     strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
     try:
-        with pytest.raises(ValueError, match=r"ModelParallelStrategy shards .* strategy='ddp'"):
-            fit(Sharded(three_layers(), torch.randn(10, 40)), GradientRankMonitor(), strategy=strategy, devices=1)
+        trainer = fit(Sharded(three_layers(), torch.randn(10, 40)), GradientRankMonitor(), strategy=strategy, devices=1)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    assert trainer.callback_metrics["gradient_rank/bound/network.0.weight"] == BATCH
+    assert trainer.callback_metrics["gradient_rank/input_rank/network.0.weight"] == BATCH

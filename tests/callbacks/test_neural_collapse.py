@@ -271,7 +271,7 @@ class TestValues:
     @pytest.mark.parametrize(("options", "rel"), PRECISIONS)
     def test_validation(self, options: dict[str, Any], rel: float) -> None:
         recorder, witness = Recorder(), Witness()
-        monitor = NeuralCollapseMonitor(CLASSES, LAYERS, data="val", measures=MEASURES)
+        monitor = NeuralCollapseMonitor(CLASSES, LAYERS, every_n_steps=1, data="val", measures=MEASURES)
         fit(net(), witness, monitor, logger=recorder, max_epochs=3, **options)
         assert [step for step, *_ in witness.validations] == [3, 7, 11]
         assert read(recorder) == pytest.approx(expected(witness.validations), rel=rel, abs=1e-12)
@@ -677,7 +677,8 @@ class TestSchedule:
     )
     def test_exact_steps_and_tags_in_validation(self, options: dict[str, Any], steps: Sequence[int]) -> None:
         recorder = Recorder()
-        fit(net(Whole, 3), NeuralCollapseMonitor(CLASSES, "network.0", data="val"), logger=recorder, **options)
+        monitor = NeuralCollapseMonitor(CLASSES, "network.0", every_n_steps=1, data="val")
+        fit(net(Whole, 3), monitor, logger=recorder, **options)
         assert recorder.readings("neural_collapse").keys() == tags_of(steps, next(iter(steps), None))
 
     @pytest.mark.parametrize(

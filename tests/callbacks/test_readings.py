@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, warn_of_nan
+from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
 from rank_callbacks.catalog import MEASURES
 from rank_callbacks.tags import Tag
 
@@ -103,7 +103,7 @@ def test_one_warning_a_layer(recwarn: pytest.WarningsRecorder) -> None:
     warned: set[str] = set()
     spectra = {"good": spectrum(1.0), "bad": spectrum(math.nan, math.nan)}
     for step in (3, 4):
-        warn_of_nan(spectra, step, warned)
+        warn_of_nan(unreadable(spectra), step, warned)
     (warning,) = recwarn
     assert "bad" in str(warning.message)
     assert "step 3" in str(warning.message)

@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from rank_callbacks import WeightRankMonitor
 from tests.models import Classifier, convnet, mlp
@@ -67,16 +68,15 @@ def test_refused_when_fitting_starts(model: Any, arguments: dict[str, Any], mess
 
 class Sharded(Classifier):
     def configure_model(self) -> None:
-        pass
+        fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
 
 
-def test_sharding_is_refused() -> None:
+def test_sharding_over_one_process_is_measured() -> None:
     model = Sharded(mlp().network, torch.randn(12, 6))
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
     try:
-        with pytest.raises(ValueError, match=r"ModelParallelStrategy shards .* strategy='ddp'"):
-            fit(model, WeightRankMonitor(), strategy=strategy, devices=1)
+        trainer = fit(model, WeightRankMonitor(), strategy=strategy, devices=1)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    assert model.losses == []
+    assert "weight_rank/effective_rank/network.0.weight" in trainer.callback_metrics

@@ -43,10 +43,10 @@ class Share(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         matrices = {name: torch.full(shape, 1.0 + trainer.global_rank) for name, shape in SHAPES.items()}
-        values = shared_singular_values(matrices, trainer, self.spectra)
+        values = shared_singular_values(matrices, self.spectra)
         impossible = {"impossible": torch.zeros(1, 1).expand(IMPOSSIBLE), "possible": torch.eye(3)}
-        failed = shared_singular_values(impossible, trainer)
-        seen = {"measured": self.measured, "values": values, "failed": failed, "nothing": shared_singular_values({}, trainer)}
+        failed = shared_singular_values(impossible)
+        seen = {"measured": self.measured, "values": values, "failed": failed, "nothing": shared_singular_values({})}
         torch.save(seen, f"{self.path}-{trainer.global_rank}.pt")
 
     def spectra(self, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -417,10 +417,9 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_sharded_parameter_is_refused() -> None:
+def test_parameter_that_is_sharded_over_one_process_is_plain() -> None:
     tensor = pytest.importorskip("torch.distributed.tensor", reason="torch has DTensor in public since 2.5")
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
     model = perceptron()
     model[3].weight = nn.Parameter(tensor.distribute_tensor(model[3].weight.data, mesh, [tensor.Shard(0)]))
-    with pytest.raises(ValueError, match=r"^3\.weight is sharded over processes.* strategy='ddp'"):
-        weight_matrices(model)
+    assert type(weight_matrices(model)["3.weight"]) is torch.Tensor

@@ -1,0 +1,80 @@
+"""What all monitors share: when they report, what that costs, and what of it a checkpoint keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+
+from rank_callbacks.callbacks.cadence import Cadence, EveryNSteps
+from rank_callbacks.callbacks.lightning import Callback, choosing_monitors
+from rank_callbacks.callbacks.stopwatch import Stopwatch
+from rank_callbacks.tags import Tag
+
+__all__ = ["Monitor"]
+
+# Two monitors of one kind in a training differ in one of these.
+_TOLD_APART_BY = ("measures", "layers", "conv", "change", "num_classes", "group", "data")
+
+
+class Monitor(Callback):
+    """A callback that reports at a cadence and knows what it costs.
+
+    Args:
+        every_n_steps: Steps between reports, a schedule, or ``"auto"``.
+        max_overhead: Share of the wall time for all monitors that choose their cadence.
+        at_start: Whether the first report that ``"auto"`` takes is at step 0.
+        shortest: Steps between reports that ``"auto"`` does not go below.
+        part: Of the monitor's share that what each report must do may take.
+
+    Raises:
+        ValueError: If an argument is not one of these.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: EveryNSteps,
+        max_overhead: float,
+        at_start: bool = True,
+        shortest: int | None = None,
+        part: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._stopwatch = Stopwatch()
+        self.cadence = Cadence(every_n_steps, max_overhead, self._stopwatch, shortest or 1, at_start, part)
+
+    @property
+    def state_key(self) -> str:
+        """Name of this monitor's state in checkpoints: two monitors need different layers, measures or groups."""
+        settings = {name: getattr(self, name) for name in _TOLD_APART_BY if hasattr(self, name)}
+        return self._generate_state_key(**{name: _said(one) for name, one in settings.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chosen cadence."""
+        return {"cadence": self.cadence.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self.cadence.load_state_dict(state_dict["cadence"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit when another starts."""
+        if stage == "fit":
+            self.cadence.forget()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.cadence.restart(type(self).__name__, choosing_monitors(trainer), self._expected_seconds(pl_module))
+
+    def _expected_seconds(self, pl_module: LightningModule) -> float:
+        """What a report will take, as far as is known before the first."""
+        return 0.0
+
+    def _cost(self, name: str, step: int) -> dict[Tag, float]:
+        return self._stopwatch.cost(name, step) | self.cadence.readings(name)
+
+
+def _said(setting: object) -> object:
+    """What a setting says of itself in every process and run alike."""
+    plain = setting is None or isinstance(setting, (str, int, list, tuple))
+    return setting if plain else getattr(setting, "__qualname__", type(setting).__name__)
