@@ -13,7 +13,7 @@ demo: .venv/.demo  ## Train a weight-decay sweep on real images and watch its ra
 test: .venv/.dev lint  ## Lint, check types, run the tests
 	$(BIN)/python -m pytest -q
 
-test-slow: .venv/.dev  ## The tests that take more than half a minute
+test-slow: .venv/.dev .venv/.sweep  ## The tests that take more than half a minute
 	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/.dev
