@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rank_callbacks.callbacks.gradient_rank import GradientRankMonitor
     from rank_callbacks.callbacks.network_rank import NetworkRankMonitor
     from rank_callbacks.callbacks.neural_collapse import NeuralCollapseMonitor
+    from rank_callbacks.callbacks.observer import RankObserver
     from rank_callbacks.callbacks.rank_collapse import RankCollapseMonitor
     from rank_callbacks.callbacks.schedule import log_spaced
     from rank_callbacks.callbacks.truncation import TruncationMonitor
@@ -29,6 +30,7 @@ __all__ = [
     "NeuralCollapseMonitor",
     "RankCollapseMonitor",
     "RankDashboard",
+    "RankObserver",
     "TruncationMonitor",
     "WeightRankMonitor",
     "gradient_rank_bounds",
@@ -47,6 +49,7 @@ _HOMES = {
     "NeuralCollapseMonitor": "rank_callbacks.callbacks.neural_collapse",
     "RankCollapseMonitor": "rank_callbacks.callbacks.rank_collapse",
     "RankDashboard": "rank_callbacks.callbacks.dashboard",
+    "RankObserver": "rank_callbacks.callbacks.observer",
     "TruncationMonitor": "rank_callbacks.callbacks.truncation",
     "WeightRankMonitor": "rank_callbacks.callbacks.weight_rank",
     "gradient_rank_bounds": "rank_callbacks.gradient_bounds",

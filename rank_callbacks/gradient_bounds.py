@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rank_callbacks import functional
 from rank_callbacks.matrices import Layers, matrix_views, trainable_weights
 from rank_callbacks.matrices.activations import LayerRows, RowCapture, has_known_bound
+from rank_callbacks.matrices.uncompiled import is_compiled, uncompiled
 
 __all__ = ["BoundTable", "GradientBound", "bounds_of_layers", "gradient_rank_bounds", "outer_products_of_layers"]
 
@@ -100,7 +101,7 @@ def gradient_rank_bounds(
     twin = copy.deepcopy(model).double()
     capture = RowCapture(twin, torch.Generator().manual_seed(0))
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(), torch.enable_grad(), uncompiled():
             _scalar(loss, _output(twin, example_input)).backward()
     finally:
         capture.close()
@@ -127,6 +128,7 @@ def bounds_of_layers(
     """
     ranks = _Ranks(known or {})
     order = list(captured.values())
+    unseen = "did not run, or is compiled" if is_compiled(model) else "did not run"
     rows = []
     for path, module, parameter, matrices in trainable_weights(model, layers, conv):
         users, unknown = _users(order, parameter), _unknown_owner(model, parameter)
@@ -134,7 +136,7 @@ def bounds_of_layers(
         for matrix_name, matrix in matrices.items():
             part = _Part(matrix_name, tuple(matrix.shape), parts.index(matrix_name), len(parts))
             if unknown or not users:
-                reason = f"no bound is known for {unknown}" if unknown else f"{type(module).__name__} did not run"
+                reason = f"no bound is known for {unknown}" if unknown else f"{type(module).__name__} {unseen}"
                 rows.append(GradientBound(part.name, part.shape, None, reason))
             else:
                 terms = [_bound(part, user, name, order, ranks) for user, name in users]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
+from rank_callbacks.matrices.uncompiled import uncompiled
+
 __all__ = ["check_loader", "outputs_of", "probe_batches", "undisturbed"]
 
 
 @contextmanager
 def undisturbed(model: LightningModule) -> Generator[None]:
-    """The model in eval mode, as it is before ``torch.compile``; at the end modes, buffers and random states are what they were.
+    """The model in eval mode and as if not compiled; at the end modes and buffers are what they were.
 
-    The random states of torch, NumPy and Python.
+    And so is the random state of torch, NumPy and Python.
     """
     modes = [(module, module.training) for module in model.modules()]
     owned = [(module._buffers, name) for module in model.modules() for name in module._buffers]
@@ -26,7 +28,7 @@ def undisturbed(model: LightningModule) -> Generator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()  # ruff: ignore[numpy-legacy-random]
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices), _uncompiled():
+        with torch.random.fork_rng(devices=devices), uncompiled():
             model.eval()
             yield
     finally:
@@ -39,12 +41,6 @@ def undisturbed(model: LightningModule) -> Generator[None]:
                     buffer.copy_(before)
         np.random.set_state(numpy_state)  # ruff: ignore[numpy-legacy-random]
         random.setstate(python_state)
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    """In which compiled modules run as they were written, hooks and all, and nothing is compiled; from torch 2.6 on."""
-    set_stance = getattr(torch.compiler, "set_stance", None)
-    return set_stance("force_eager") if set_stance else nullcontext()
 
 
 def check_loader(data: object) -> None:

@@ -36,6 +36,11 @@ class WeightRankMonitor(Monitor):
     ``weight_rank/spectrum/<layer>``          singular values, to TensorBoard as a tensor     in the unit of the weight
                                               and to W&B as a histogram
     ``weight_change_rank/...``                the same of W − W₀, with ``change=True``
+    ``monitor/approximate_layers/             layers that were read without their whole       [0, layers]
+    weight_rank``                             spectrum in this report; not by ``exact``
+    ``monitor/spectrum_age/weight_rank``      steps since the oldest whole spectrum, of which  steps
+                                              the means tell; by ``auto``
+    ``monitor/every_n_steps/weight_rank``     the cadence that ``"auto"`` has chosen          steps
     ``monitor/seconds/weight_rank``           wall time that this report's spectra and        seconds
                                               measures took
     ``monitor/share_of_training/              wall time that the monitor has taken so far,    [0, 1]; none before the
@@ -43,6 +48,14 @@ class WeightRankMonitor(Monitor):
     ========================================  ==============================================  ==========================
 
     A matrix that holds a NaN or an infinity reads NaN, with one warning; training goes on. A zero matrix has rank 0.
+
+    **Methods.** ``"exact"`` takes the whole spectrum of every matrix at each report. ``"auto"`` does so too where
+    ``every_n_steps`` is given; where the monitor chooses, it takes as many as its share of the time allows, the oldest first,
+    and all at the end of training. Of the other layers the report has only what a few products with the matrix tell:
+    ``stable_rank`` and distances to a rank from above, ``spectral_norm`` and ``energy_at_rank_k`` from below
+    (``docs/performance.md`` tells how close); other measures have a reading when the layer's turn comes, and enter the means
+    with their latest. Matrices with up to 128 rows or columns are always whole. ``"krylov"`` never takes a whole spectrum of
+    a larger one; it knows also ``numerical_rank`` and ``participation_ratio``, from a Gram matrix.
 
     **Cost.** The exact spectrum of every matrix, m·n² + n³ operations in float64 for one of m x n, m ≥ n; memory for the
     largest Gram matrix, 8·n² bytes; with ``change=True`` twice the time, and a copy of the weights, in checkpoints too.
@@ -65,6 +78,7 @@ class WeightRankMonitor(Monitor):
         change: Whether to measure W − W₀ as well: what training has added since the monitor first saw the weights.
         scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
         max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
+        method: ``"auto"``, ``"exact"`` or ``"krylov"``.
 
     Raises:
         ValueError: If a measure is unknown, ``every_n_steps`` is below 1, ``conv`` or ``scalars`` is not one of the above;

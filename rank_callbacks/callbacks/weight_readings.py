@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rank_callbacks.callbacks.leading_readings import (
+    LEADING,
+    WITHOUT_SPECTRUM,
     LeadingReadings,
-    has_leading_reading,
     is_worth_it,
-    leading_measures,
+    measures_among,
 )
 from rank_callbacks.callbacks.processes import process_count
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
@@ -80,10 +81,10 @@ class WeightReadings:
             raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
         if method not in _METHODS:
             raise ValueError(f"Expected method to be one of {', '.join(_METHODS)}, got {method!r}.")
-        cheap = [measure for measure in measures if has_leading_reading(measure)]
+        cheap = measures_among(measures, WITHOUT_SPECTRUM if method == "krylov" else LEADING)
         if method == "krylov" and (change or len(cheap) < len(measures)):
             what = "change=True" if change else ", ".join(measure for measure in measures if measure not in cheap)
-            raise ValueError(f"method='krylov' cannot read {what}. It reads {', '.join(leading_measures())}; use 'auto'.")
+            raise ValueError(f"method='krylov' cannot read {what}. It reads {', '.join(sorted(WITHOUT_SPECTRUM))}.")
         self.measures, self.layers, self.conv = list(measures), layers, conv
         self.change, self.scalars, self.method = change, scalars, method
         self._cheap = cheap

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
-__all__ = ["is_compiled", "unless_compiled"]
+__all__ = ["is_compiled", "uncompiled", "unless_compiled"]
 
 
 def unless_compiled(hook: Callable[..., object]) -> Callable[..., object]:
@@ -45,3 +46,17 @@ def is_compiled(model: nn.Module) -> bool:
     # Lightning takes torch.compile(LightningModule) apart, and notes it so.
     asked = getattr(model, "_compiler_ctx", None) is not None
     return asked or any("_orig_mod" in one._modules or one._compiled_call_impl is not None for one in model.modules())
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """In which compiled modules run as they are written, hooks and all, and nothing is compiled; from torch 2.6 on.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> handle = layer.register_forward_hook(unless_compiled(lambda *args: print("seen")))
+        >>> with uncompiled():
+        ...     _ = torch.compile(layer, backend="eager")(torch.ones(1, 2))
+        seen
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return set_stance("force_eager") if set_stance else nullcontext()

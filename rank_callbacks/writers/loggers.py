@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
 
 from pytorch_lightning import Trainer
 
-__all__ = ["AnyLogger", "Write", "kind_of", "write_to_each"]
+__all__ = ["AnyLogger", "Write", "attempt", "kind_of", "write_to_each", "write_to_loggers"]
 
 AnyLogger: TypeAlias = Any  # a logger of either Lightning package
 Write: TypeAlias = Callable[[AnyLogger], None]
@@ -26,24 +26,27 @@ def kind_of(logger: AnyLogger) -> Literal["tensorboard", "wandb", "other"]:
 
 
 def write_to_each(trainer: Trainer, **writes: Write) -> None:
-    """Write to each of the trainer's loggers, in the first process alone.
+    """Write to each of the trainer's loggers, in the first process alone: see ``write_to_loggers``."""
+    if trainer.is_global_zero:
+        write_to_loggers(trainer.loggers, **writes)
 
-    A failure is a warning, not the end of the training.
+
+def write_to_loggers(loggers: Iterable[AnyLogger], **writes: Write) -> None:
+    """Write to each of some loggers. A failure is a warning, not the end of the training.
 
     Args:
-        trainer: Whose loggers.
+        loggers: Of either Lightning package.
         writes: What to do with a logger by its kind: ``tensorboard``, ``wandb``, ``other``. A kind that is not named is left
             alone.
     """
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
+    for logger in loggers:
         write = writes.get(kind_of(logger))
         if write is not None:
-            _attempt(write, logger)
+            attempt(write, logger)
 
 
-def _attempt(write: Write, logger: AnyLogger) -> None:
+def attempt(write: Write, logger: AnyLogger) -> None:
+    """Write to a logger; a failure is a warning."""
     try:
         write(logger)
     except Exception as failure:  # a full disk, a lost server: whatever it is, days of training are worth more

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -10,13 +10,13 @@ import torch
 from pytorch_lightning import Trainer
 
 from rank_callbacks.tags import Tag
-from rank_callbacks.writers.loggers import AnyLogger, write_to_each
+from rank_callbacks.writers.loggers import AnyLogger, write_to_loggers
 from rank_callbacks.writers.matrix_spectrum import MatrixSpectrum
 from rank_callbacks.writers.table import Table
 from rank_callbacks.writers.tensorboard import write_to_tensorboard
 from rank_callbacks.writers.wandb import write_to_wandb
 
-__all__ = ["Listener", "Report", "write_report"]
+__all__ = ["Listener", "Report", "log_report", "write_report"]
 
 
 class Report(NamedTuple):
@@ -55,6 +55,12 @@ def write_report(trainer: Trainer, report: Report) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # its connector sets it
         if isinstance(callback, Listener):
             callback.receive_report(trainer, report)
+    if trainer.is_global_zero:
+        log_report(trainer.loggers, report)
+
+
+def log_report(loggers: Iterable[AnyLogger], report: Report) -> None:
+    """Write a report to each of some loggers, as ``write_report`` does to those of a trainer."""
 
     def to_tensorboard(logger: AnyLogger) -> None:
         write_to_tensorboard(logger, report.step, report.scalars, report.spectra, report.tables)
@@ -65,4 +71,4 @@ def write_report(trainer: Trainer, report: Report) -> None:
     def to_other(logger: AnyLogger) -> None:
         logger.log_metrics({str(tag): value for tag, value in report.scalars.items()}, step=report.step)
 
-    write_to_each(trainer, tensorboard=to_tensorboard, wandb=to_wandb, other=to_other)
+    write_to_loggers(loggers, tensorboard=to_tensorboard, wandb=to_wandb, other=to_other)

@@ -91,7 +91,7 @@ def test_hooks_are_there_on_scheduled_steps_alone() -> None:
     fit(model, monitor, max_epochs=1)
     assert [bool(count) for count in model.hooks] == [True, False, False, True, False, False]
     assert hooks(model) == 0
-    assert monitor._capture is None
+    assert not monitor._gradients.is_open
 
 
 def test_hooks_are_there_for_every_batch_of_a_scheduled_window() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rank_callbacks import WeightRankMonitor
-from rank_callbacks.callbacks.leading_readings import has_leading_reading
+from rank_callbacks.callbacks.leading_readings import WITHOUT_SPECTRUM, measures_among
 from rank_callbacks.callbacks.weight_readings import WeightReadings, WeightReport
-from rank_callbacks.functional import singular_values
+from rank_callbacks.functional import numerical_rank, participation_ratio, singular_values
 from rank_callbacks.tags import Tag
 from tests.models import CLASSES, Classifier
 from tests.training import Recorder, fit
@@ -18,6 +18,7 @@ from tests.training import Recorder, fit
 WIDE = ["0.weight", "1.weight", "2.weight"]
 CHEAP = ["spectral_norm", "frobenius_norm", "stable_rank", "energy_at_rank_4", "distance_to_rank_8"]
 CHEAP += ["relative_distance_to_rank_8"]
+OF_GRAM = ["numerical_rank_0.03", "numerical_rank_0.2", "participation_ratio"]
 
 
 def model() -> nn.Sequential:
@@ -145,7 +146,7 @@ class TestAuto:
 
 class TestKrylov:
     def test_no_spectrum_of_a_wide_layer_is_ever_read(self) -> None:
-        network, weights = model(), reader(CHEAP, "krylov")
+        network, weights = model(), reader([*CHEAP, *OF_GRAM], "krylov")
         for step in range(0, 300, 50):
             report = weights.read(network, step, seconds=None)
         assert {tag.layer for tag in report.spectra} == {"3.weight"}
@@ -154,11 +155,16 @@ class TestKrylov:
             expected = truth(network.get_parameter(name))
             for measure in CHEAP:
                 assert report.scalars[Tag("weight_rank", measure, name)] == pytest.approx(expected[measure], rel=2e-3)
+            values = singular_values(network.get_parameter(name).detach())
+            for measure in OF_GRAM:
+                kind, _, rtol = measure.rpartition("_")
+                exact = numerical_rank(values, float(rtol)) if kind == "numerical_rank" else participation_ratio(values)
+                assert report.scalars[Tag("weight_rank", measure, name)] == pytest.approx(float(exact), rel=1e-6)
             for measure in ("stable_rank", "distance_to_rank_8", "relative_distance_to_rank_8"):
                 assert report.scalars[Tag("weight_rank", measure, name)] >= expected[measure] * (1 - 1e-6)
 
     def test_zero_and_nan(self) -> None:
-        network, weights = model(), reader(CHEAP, "krylov")
+        network, weights = model(), reader([*CHEAP, *OF_GRAM], "krylov")
         with torch.no_grad():
             network[0].weight.zero_()
             network[1].weight[3, 4] = math.nan
@@ -166,7 +172,7 @@ class TestKrylov:
         with pytest.warns(UserWarning, match="reads NaN at step 5") as caught:
             report = weights.read(network, 5, seconds=None)
         assert sorted(str(one.message).split()[0] for one in caught) == ["1.weight", "2.weight"]
-        for measure in CHEAP:
+        for measure in [*CHEAP, *OF_GRAM]:
             readings = of_layers(report, measure)
             assert readings["0.weight"] == 0
             assert math.isnan(readings["1.weight"])
@@ -196,8 +202,8 @@ class TestKrylov:
 class TestMisuse:
     @pytest.mark.parametrize("measure", ["effective_rank", "nuclear_rank", "distance_to_rank_33", "energy_rank_0.9"])
     def test_krylov_refuses_what_it_cannot_read(self, measure: str) -> None:
-        assert not has_leading_reading(measure)
-        with pytest.raises(ValueError, match=f"method='krylov' cannot read {measure}. It reads spectral_norm, "):
+        assert not measures_among([measure], WITHOUT_SPECTRUM)
+        with pytest.raises(ValueError, match=f"method='krylov' cannot read {measure}. It reads distance_to_rank, "):
             WeightRankMonitor(["stable_rank", measure], method="krylov")
 
     def test_krylov_refuses_the_change(self) -> None:
