@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rank_callbacks import functional
 from rank_callbacks.matrices import Layers, matrix_views, trainable_weights
 from rank_callbacks.matrices.activations import LayerRows, RowCapture, has_known_bound
+from rank_callbacks.matrices.sharded import check_whole, stand_in
 from rank_callbacks.matrices.uncompiled import is_compiled, uncompiled
 
 __all__ = ["BoundTable", "GradientBound", "bounds_of_layers", "gradient_rank_bounds", "outer_products_of_layers"]
@@ -87,7 +88,8 @@ def gradient_rank_bounds(
         the model did not run, say so and have none.
 
     Raises:
-        ValueError: If the model refuses the input, the loss is not known or gives no scalar, or ``layers`` matches nothing.
+        ValueError: If the model refuses the input or is sharded, the loss is not known or gives no scalar, or ``layers``
+            matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -98,6 +100,7 @@ def gradient_rank_bounds(
     """
     if not callable(loss) and loss not in _LOSSES:
         raise ValueError(f"Expected loss to be one of {', '.join(_LOSSES)} or a function of the output, got {loss!r}.")
+    check_whole(model, "gradient_rank_bounds")
     twin = copy.deepcopy(model).double()
     capture = RowCapture(twin, torch.Generator().manual_seed(0))
     try:
@@ -132,7 +135,7 @@ def bounds_of_layers(
     rows = []
     for path, module, parameter, matrices in trainable_weights(model, layers, conv):
         users, unknown = _users(order, parameter), _unknown_owner(model, parameter)
-        parts = list(matrix_views(path, module, parameter, conv) or {})
+        parts = list(matrix_views(path, module, stand_in(parameter), conv) or {})
         for matrix_name, matrix in matrices.items():
             part = _Part(matrix_name, tuple(matrix.shape), parts.index(matrix_name), len(parts))
             if unknown or not users:

@@ -18,6 +18,7 @@ from rank_callbacks.functional.network import (
 from rank_callbacks.matrices import Layers
 from rank_callbacks.matrices.features import PENULTIMATE, FeatureCapture, depth_layers, feature_layers, find_classifier
 from rank_callbacks.matrices.layer_outputs import layer_outputs
+from rank_callbacks.matrices.sharded import check_whole
 
 __all__ = ["ClassifierRank", "LayerRank", "NetworkRanks", "network_ranks"]
 
@@ -129,7 +130,7 @@ def network_ranks(
     Raises:
         ImportError: If there are labels and scikit-learn is absent.
         ValueError: If a number is out of range, ``inputs`` are empty or integers, ``layers`` matches nothing or a layer that
-            does not run, or no classifier is found.
+            does not run, no classifier is found, or the model is sharded.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 64), nn.Linear(64, 6), nn.Linear(6, 64))
@@ -144,6 +145,7 @@ def network_ranks(
         Rank diminishing in deep neural networks (Feng et al., 2022), https://arxiv.org/abs/2206.06072
     """
     check_inputs(inputs)
+    check_whole(model, "network_ranks")
     if samples < 1:
         raise ValueError(f"Expected samples to be from 1, got {samples}.")
     first = inputs[:samples]

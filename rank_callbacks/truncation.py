@@ -16,6 +16,7 @@ from rank_callbacks.functional.spectrum import singular_values
 from rank_callbacks.functional.truncation import check_truncation, factored_parameters, kept_rank, truncated
 from rank_callbacks.matrices import Layers, check_conv, matrix_views, weight_matrices
 from rank_callbacks.matrices.parameters import plain_name
+from rank_callbacks.matrices.sharded import check_whole
 from rank_callbacks.table import aligned
 
 __all__ = ["TruncatedMatrix", "TruncationTable", "truncate"]
@@ -101,7 +102,7 @@ def truncate(
     Raises:
         ValueError: If not exactly one of ``rtol``, ``energy`` and ``rank`` is given or it is out of its range; if ``layers``
             matches nothing, or a weight that is computed from others by a parametrization, a norm or a mask; or if ``conv``
-            is unknown or gives matrices that are not parts of the kernel.
+            is unknown or gives matrices that are not parts of the kernel; or if the model is sharded.
 
     Example:
         >>> model = nn.Linear(20, 10, bias=False)
@@ -115,6 +116,7 @@ def truncate(
         The approximation of one matrix by another of lower rank (Eckart and Young, 1936), https://doi.org/10.1007/BF02288367
     """
     check_truncation(rtol, energy, rank)
+    check_whole(model, "truncate")
     keep = partial(kept_rank, rtol=rtol, energy=energy, rank=rank)
     weights = _weights(model, layers, conv)
     # All are copied before any is written: two parameters may share memory.

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
     "Shard",
+    "check_whole",
     "filters_in_parts",
     "is_sharded",
     "like",
@@ -156,6 +157,21 @@ def stand_in(tensor: Tensor) -> Tensor:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the tensor knows of parts on other processes, be it cut or copied."""
     return _is_distributed(tensor)
+
+
+def check_whole(model: nn.Module, what: str) -> None:
+    """Refuse a model whose parameters lie in parts on several processes.
+
+    Args:
+        model: Any module.
+        what: What needs them whole, to begin the message with.
+
+    Raises:
+        ValueError: If one is sharded.
+    """
+    for name, parameter in model.named_parameters():
+        if _is_distributed(parameter):
+            raise ValueError(f"{what} needs whole parameters, and {name} is sharded. Load the model unsharded on one process.")
 
 
 def _is_distributed(tensor: Tensor) -> TypeGuard[DTensor]:
