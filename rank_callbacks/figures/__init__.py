@@ -7,6 +7,7 @@ A figure is a dict of ``"data"``, ``"layout"`` and, where it moves, ``"frames"``
 from collections.abc import Callable
 from typing import Any
 
+from rank_callbacks.figures.cadence import Cadence, cadences
 from rank_callbacks.figures.collapse import collapse
 from rank_callbacks.figures.depth_profile import depth_profile
 from rank_callbacks.figures.explanation import explain, how_to_read
@@ -19,8 +20,10 @@ from rank_callbacks.figures.sweep import sweep
 
 __all__ = [
     "CHARTS",
+    "Cadence",
     "Figure",
     "Finding",
+    "cadences",
     "collapse",
     "depth_profile",
     "explain",

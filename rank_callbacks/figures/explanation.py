@@ -172,10 +172,15 @@ _VIEWS = {
         "directions were not needed; where both fall, it is too much. NC1 near 0 is neural collapse. A hollow mark was not "
         "read for its run's last report."
     ),
+    "layer_sweep": (
+        "Each mark is the mean of the runs of one setting. Where the rank falls and the accuracy stays, the lost directions "
+        "were not needed; where both fall, it is too much. NC1 near 0 is neural collapse. A hollow mark was not read for its "
+        "run's last report."
+    ),
     "findings": "What deserves a look, worst first: each once, with run, layer and step. An empty list is healthy.",
 }
 # Of the other charts the measures are fixed.
-_OF_ANY_MEASURE = {"depth_profile", "heatmap", "sweep"}
+_OF_ANY_MEASURE = {"depth_profile", "heatmap", "sweep", "layer_sweep"}
 _GROUPS = {
     "weight_rank": "With weight decay weights fall towards the number of classes; that is healthy while the accuracy stays.",
     "gradient_rank": "The rank of a gradient cannot exceed what batch and widths allow: compare it with its bound.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rank_callbacks.figures.held import Snapshot, snapshots
 from rank_callbacks.figures.layers import in_order, layer_ticks
 from rank_callbacks.figures.looks import COLOURS, Figure, axis, finite, layout, pale, plain
 from rank_callbacks.figures.selection import Values, at_or_before, found, layers_of, select
@@ -15,15 +16,18 @@ __all__ = ["gradient_bound"]
 _GROUP = "gradient_rank"
 # Of the bars of all runs together, where layers are 1 apart.
 _WIDTH = 0.75
+# White inside: seen on the bar of its own colour and on any page.
+_DIAMOND = {"symbol": "diamond", "size": 9, "color": "white"}
 
 
 class _Layer(NamedTuple):
-    """What one run's gradient of a layer reads; None for what it does not."""
+    """What one run's gradient of a layer reads, None for what it does not; and when, if the run has reported since."""
 
     rank: float | None
     bound: float | None
     effective: float | None
     utilization: float | None
+    when: str
 
 
 def gradient_bound(
@@ -36,7 +40,8 @@ def gradient_bound(
     """A chart by layer: a pale bar as high as the bound, in it one as high as the rank, and a diamond at the effective rank.
 
     The rank is utilization times bound: counted at the tolerance max(m, n)·ε, for which the bound is one. A layer without a
-    known bound has neither bar.
+    known bound has neither bar. A layer that the shown report did not read keeps its last bars, that of the rank
+    hatched, their step on hover.
 
     Args:
         rows: The long table.
@@ -60,23 +65,27 @@ def gradient_bound(
     bounds = found(rows, _GROUP, "bound")
     found_layers = layers_of(report for of_run in bounds.values() for report in of_run.values())
     layers = in_order(found_layers, rows, _GROUP, places)
-    others = {measure: select(rows, _GROUP, measure) for measure in ("utilization", "effective_rank")}
+    tables = {"bound": bounds} | {name: select(rows, _GROUP, name) for name in ("utilization", "effective_rank")}
     data = []
     for place, run in enumerate(bounds):
-        read = [_read(layer, run, step, {"bound": bounds, **others}) for layer in layers]
-        data += _traces(place, run, layers, read, reasons or {}, len(bounds))
+        now = {name: _at(values.get(run, {}), step) for name, values in tables.items()}
+        data += _traces(place, run, layers, [_read(layer, now) for layer in layers], reasons or {}, len(bounds))
     return {"data": data, "layout": _layout(layers, _shown_step(bounds, step))}
 
 
-def _read(layer: str, run: str, step: int | None, tables: Mapping[str, Values]) -> _Layer:
-    now = {}
-    for measure, values in tables.items():
-        _, report = at_or_before(values.get(run, {}), step) or (0, {})
-        now[measure] = finite(report.get(layer))
-    bound, utilization = now["bound"], now["utilization"]
+def _at(of_run: Mapping[int, Mapping[str, float]], step: int | None) -> Snapshot | None:
+    """What is known at a step, the last for None."""
+    last = max(of_run, default=0) if step is None else step
+    return snapshots(of_run, of_run, [last])[last]
+
+
+def _read(layer: str, now: Mapping[str, Snapshot | None]) -> _Layer:
+    read = {name: finite(known.layers[layer].value) for name, known in now.items() if known and layer in known.layers}
+    bound, utilization = read.get("bound"), read.get("utilization")
     # A share in float32 times its bound: the rank again but for rounding.
     rank = None if bound is None or utilization is None else round(utilization * bound, 3)
-    return _Layer(rank, bound, now["effective_rank"], utilization)
+    when = now["bound"].when(layer) if now["bound"] else ""
+    return _Layer(rank, bound, read.get("effective_rank"), utilization, when)
 
 
 def _traces(
@@ -94,16 +103,21 @@ def _traces(
     left = place * width - _WIDTH / 2
     bar = shared | {"type": "bar", "textposition": "none", "width": width, "offset": left}
     middles = {"x": [layer + left + width / 2 for layer in range(len(layers))]}
-    hollow = {"color": pale(colour), "line": {"color": colour, "width": 1}}
-    # White inside: seen on the bar of its own colour and on any page.
-    diamond = {"symbol": "diamond", "size": 9, "color": "white", "line": {"color": colour, "width": 2}}
     one_run = runs == 1
+    bound = {"color": pale(colour), "line": {"color": colour, "width": 1}}
+    diamond = _DIAMOND | {"line": {"color": colour, "width": 2}}
     dots = shared | {"type": "scatter", "mode": "markers", "marker": diamond, "showlegend": one_run} | middles
+    name = "rank" if one_run else plain(run)
     return [
-        bar | {"name": "bound", "y": [one.bound for one in read], "marker": hollow, "showlegend": one_run},
-        bar | {"name": "rank" if one_run else plain(run), "y": [one.rank for one in read], "marker": {"color": colour}},
+        bar | {"name": "bound", "y": [one.bound for one in read], "marker": bound, "showlegend": one_run},
+        bar | {"name": name, "y": [one.rank for one in read], "marker": {"color": colour} | _hatched(read)},
         dots | {"name": "effective rank", "y": [one.effective for one in read]},
     ]
+
+
+def _hatched(read: list[_Layer]) -> dict[str, Any]:
+    """Bars that are older than their report."""
+    return {"pattern": {"shape": ["/" if one.when else "" for one in read]}} if any(one.when for one in read) else {}
 
 
 def _hover(layer: str, run: str, one: _Layer, reason: str) -> str:
@@ -111,7 +125,7 @@ def _hover(layer: str, run: str, one: _Layer, reason: str) -> str:
         return "not known" if value is None else f"{value:.4g}"
 
     share = "" if one.utilization is None else f" ({one.utilization:.0%})"
-    lines = [f"<b>{plain(layer)}</b>, {plain(run)}", f"rank {written(one.rank)} of {written(one.bound)}{share}"]
+    lines = [f"<b>{plain(layer)}</b>, {plain(run)}{one.when}", f"rank {written(one.rank)} of {written(one.bound)}{share}"]
     lines += [f"effective rank {written(one.effective)}"] + (
         [f"at the first report bound by: {plain(reason)}"] if reason else []
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
+from rank_callbacks.figures.cadence import chosen_cadences
 from rank_callbacks.figures.selection import OVER_LAYERS
 from rank_callbacks.rows import Row
 from rank_callbacks.tags import Tag
@@ -59,6 +60,8 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
     - A layer half of whose features are dead, or a tenth more than at first.
     - Monitors that together take more than 5 % of the time of training.
 
+    Steps without a reading are no finding: monitors choose how often they report, and may read layers in turn.
+
     Args:
         rows: The long table. Means over layers are looked at nowhere but in their layers. No readings make no findings.
 
@@ -68,8 +71,9 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
         ...     print(finding.text)
         The effective rank of the weight fc.weight is down to 12 at step 500, from 40 at step 0; below half since step 500.
     """
+    rows = list(rows)
     histories = _histories(rows)
-    found = [*_not_a_number(histories), *_costly(histories)]
+    found = [*_not_a_number(histories), *_costly(histories, chosen_cadences(rows))]
     for (run, tag), history in histories.items():
         known = [(step, value) for step, value in history if math.isfinite(value)]
         found += [finding for finding in _of_reading(run, tag, known) if finding is not None] if known else []
@@ -156,7 +160,7 @@ def _dead(run: str, tag: Tag, known: _History) -> Finding | None:
     return Finding("warning", run, tag.layer, began, text)
 
 
-def _costly(histories: Mapping[tuple[str, Tag], _History]) -> Iterator[Finding]:
+def _costly(histories: Mapping[tuple[str, Tag], _History], cadences: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     """The monitors of a run together, each with its part."""
     shares: dict[str, dict[str, tuple[int, float]]] = {}
     for (run, tag), history in histories.items():
@@ -167,5 +171,13 @@ def _costly(histories: Mapping[tuple[str, Tag], _History]) -> Iterator[Finding]:
         if total > COSTLY_SHARE:
             dearest = sorted(parts.items(), key=lambda part: -part[1][1])
             each = ", ".join(f"{monitor} {share:.1%}" for monitor, (_, share) in dearest)
-            text = f"The monitors take {total:.0%} of the time of training up to step {step} ({each}): raise every_n_steps."
+            way_out = _way_out(dearest[0][0], cadences.get(run, {}))
+            text = f"The monitors take {total:.0%} of the time of training up to step {step} ({each}): {way_out}."
             yield Finding("warning", run, "", step, text)
+
+
+def _way_out(dearest: str, chosen: Mapping[str, int]) -> str:
+    """What to do about the dearest monitor: of one that has chosen for itself nobody has to raise the steps."""
+    if dearest not in chosen:
+        return "raise every_n_steps"
+    return f"{dearest} has chosen to report every {chosen[dearest]:,} steps, and its share falls as training goes on"

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
+from rank_callbacks.figures.approximation import approximations, noted
 from rank_callbacks.figures.explanation import hover_help
+from rank_callbacks.figures.held import Snapshot, last_snapshots
 from rank_callbacks.figures.interval import half_width
 from rank_callbacks.figures.layers import in_order, short_names
-from rank_callbacks.figures.looks import Figure, axis, finite, layout, plain, run_look, words
-from rank_callbacks.figures.selection import Values, final, found
+from rank_callbacks.figures.looks import OLD, READ, Figure, axis, finite, layout, plain, run_look, words
+from rank_callbacks.figures.selection import Values, found
 from rank_callbacks.figures.settings_axis import SettingsAxis
 from rank_callbacks.rows import Row
 
@@ -20,12 +22,13 @@ _Value: TypeAlias = "float | str"
 
 
 class _Point(NamedTuple):
-    """The runs of one setting."""
+    """The runs of one setting; ``when`` the layer was read, of runs that have reported since."""
 
     place: _Value
     mean: float
     half: float | None
     runs: int
+    when: str
 
 
 def layer_sweep(
@@ -34,11 +37,13 @@ def layer_sweep(
     x: str = "weight_decay",
     group: str = "weight_rank",
     measure: str = "effective_rank",
+    places: Mapping[str, float] | None = None,
 ) -> Figure:
     """A chart of the last reading of each layer against a hyperparameter, a line a layer.
 
     Runs of the same setting are seeds: a mark is their mean, its bar the 95 % interval of the mean by Student's t. A single
-    run has no bar. Settings that differ by more than a factor of eight are on a log axis, 0 alone at its left edge.
+    run has no bar. A mark is hollow where a run has reported since the layer was read. Settings that differ by more than a
+    factor of eight are on a log axis, 0 alone at its left edge.
 
     Args:
         rows: The long table.
@@ -46,6 +51,7 @@ def layer_sweep(
         x: Its name.
         group: First part of the tags that are drawn.
         measure: Second part.
+        places: Where each layer stands, for runs without readings of depth.
 
     Raises:
         ValueError: If no reading of these runs has such a tag.
@@ -59,33 +65,36 @@ def layer_sweep(
     """
     rows = [row for row in rows if row.run in settings]
     values = found(rows, group, measure)
-    last = {run: final(of_run) for run, of_run in values.items()}
-    layers = in_order((layer for of_run in last.values() for layer in of_run), rows, group)
+    last = last_snapshots(rows, values, group, measure)
+    layers = in_order((layer for now in last.values() for layer in now.layers), rows, group, places)
     along = SettingsAxis(settings[run] for run in last)
     about = hover_help(group, measure)
     lines = [
         _line(place, layer, name, _points(layer, last, settings, along), about)
         for place, (layer, name) in enumerate(zip(layers, short_names(layers), strict=True))
     ]
-    return {"data": lines, "layout": _layout(values, along, x, group, measure)}
+    note = noted(approximations(rows, group), [now.seen(run) for run, now in last.items()], group, measure)
+    return {"data": lines, "layout": _layout(values, along, x, group, measure, note)}
 
 
 def _points(
-    layer: str, last: Mapping[str, Mapping[str, float]], settings: Mapping[str, _Value], along: SettingsAxis
+    layer: str, last: Mapping[str, Snapshot], settings: Mapping[str, _Value], along: SettingsAxis
 ) -> list[_Point | None]:
     """By setting in order; None for the gap between 0, which no log axis has, and the rest."""
     points: list[_Point | None] = []
     for value in along.values:
-        runs = [run for run in last if settings[run] == value]
-        known = [number for run in runs if (number := finite(last[run].get(layer))) is not None]
-        if known:
-            points.append(_Point(along.place(value), fmean(known), half_width(known), len(known)))
+        runs = [last[run] for run in last if settings[run] == value]
+        read = [now for now in runs if layer in now.layers and finite(now.layers[layer].value) is not None]
+        if read:
+            known, when = [now.layers[layer].value for now in read], dict.fromkeys(now.when(layer) for now in read)
+            points.append(_Point(along.place(value), fmean(known), half_width(known), len(known), "".join(when)))
             points += [None] if along.zero_apart and value == 0 else []
     return points
 
 
 def _line(place: int, layer: str, name: str, points: Sequence[_Point | None], about: str) -> dict[str, Any]:
-    look = run_look(place)
+    look, old = run_look(place), [bool(point and point.when) for point in points]
+    hollow = {"symbol": [OLD if one else READ for one in old]} if any(old) else {}
     return {
         "type": "scatter",
         "name": plain(name),
@@ -96,15 +105,15 @@ def _line(place: int, layer: str, name: str, points: Sequence[_Point | None], ab
         "text": [point and _hover(layer, point) + about for point in points],
         "hovertemplate": "%{text}<extra></extra>",
         "line": look | {"width": 2},
-        "marker": {"size": 7},
+        "marker": {"size": 7} | hollow,
     }
 
 
 def _hover(layer: str, point: _Point) -> str:
     within = "" if point.half is None else f" ± {point.half:.2g}"
-    return f"<b>{plain(layer)}</b>: {point.mean:.4g}{within}, {point.runs} run{'' if point.runs == 1 else 's'}"
+    return f"<b>{plain(layer)}</b>: {point.mean:.4g}{within}, {point.runs} run{'' if point.runs == 1 else 's'}{point.when}"
 
 
-def _layout(values: Values, along: SettingsAxis, x: str, group: str, measure: str) -> dict[str, Any]:
+def _layout(values: Values, along: SettingsAxis, x: str, group: str, measure: str, note: str) -> dict[str, Any]:
     title = f"{words(measure).capitalize()} of each layer ({words(group)}), {len(values)} runs"
-    return layout(title, xaxis=along.drawn(words(x)), yaxis=axis(words(measure), rangemode="tozero"), showlegend=True)
+    return layout(title, note, xaxis=along.drawn(words(x)), yaxis=axis(words(measure), rangemode="tozero"), showlegend=True)

@@ -10,7 +10,7 @@ from rank_callbacks.figures.looks import plain
 from rank_callbacks.figures.thinning import thinned
 from rank_callbacks.rows import Row
 
-__all__ = ["in_order", "layer_ticks", "short_names"]
+__all__ = ["in_order", "layer_ticks", "short_names", "shortened"]
 
 _DEPTH = "depth"
 # More labels than these run into one another on a screen.
@@ -73,10 +73,11 @@ def short_names(layers: Sequence[str]) -> list[str]:
     start = next((i for i in range(fewest) if len({name[i] for name in parts}) > 1), fewest) if len(parts) > 1 else 0
     rest = fewest - start
     end = next((i for i in range(rest) if len({name[-1 - i] for name in parts}) > 1), rest) if len(parts) > 1 else 0
-    return [_shortened(".".join(name[start : len(name) - end])) for name in parts]
+    return [shortened(".".join(name[start : len(name) - end])) for name in parts]
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name without its middle where it is long."""
     half = _LONGEST // 2
     return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
 

@@ -9,12 +9,15 @@ from typing import Any, TypeAlias
 __all__ = [
     "COLOURS",
     "GREY",
+    "OLD",
+    "READ",
     "VIRIDIS",
     "Figure",
     "axis",
     "finite",
     "layout",
     "log_axis",
+    "noted_title",
     "pale",
     "plain",
     "ramp",
@@ -31,8 +34,12 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 # Seen on white and on black.
 GREY = "#888888"
 _FAINT = "rgba(128, 128, 128, 0.25)"
+# Plotly's numbers of a full circle and of a hollow one: a reading of the report that is shown, and one of an earlier report.
+READ, OLD = 0, 100
 _FEW_DECADES = 3
 _NOTHING = "rgba(0, 0, 0, 0)"
+# Height of a line under the title.
+_NOTE = 18
 # Equal steps look equal, in print and to the colour-blind (Smith and van der Walt, 2015).
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 # The first is lost on black, the last two on white.
@@ -115,11 +122,28 @@ def log_axis(title: str, values: Iterable[float | None], **more: object) -> dict
     return axis(title, type="log", exponentformat="power", **ticks, **more)
 
 
-def layout(title: str, **more: object) -> dict[str, Any]:
-    """What is around a chart: nothing behind it, the colour of text left to the page."""
+def noted_title(title: str, note: str = "") -> str:
+    """A title, and in small letters under it what a reader must know of the chart.
+
+    Example:
+        >>> noted_title("effective rank"), noted_title("stable rank", "upper bound")
+        ('effective rank', 'stable rank<br><span style="font-size: 12px">upper bound</span>')
+    """
+    # Of plotly's own subtitle older versions know nothing.
+    return f'{title}<br><span style="font-size: 12px">{note}</span>' if note else title
+
+
+def layout(title: str, note: str = "", **more: object) -> dict[str, Any]:
+    """What is around a chart: nothing behind it, the colour of text left to the page.
+
+    Args:
+        title: Of the chart.
+        note: Under it, in small letters.
+        more: Of plotly's options.
+    """
     return {
         "title": {
-            "text": title,
+            "text": noted_title(title, note),
             "x": 0,
             "xref": "paper",
             "xanchor": "left",
@@ -129,7 +153,7 @@ def layout(title: str, **more: object) -> dict[str, Any]:
         },
         "paper_bgcolor": _NOTHING,
         "plot_bgcolor": _NOTHING,
-        "margin": {"l": 70, "r": 30, "t": 60, "b": 60},
+        "margin": {"l": 70, "r": 30, "t": 60 + (_NOTE if note else 0), "b": 60},
         "hoverlabel": {"namelength": -1, "align": "left"},
         "hovermode": "closest",
         **more,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
+from rank_callbacks.figures.approximation import approximations, noted
 from rank_callbacks.figures.explanation import hover_help
+from rank_callbacks.figures.held import Snapshot, last_snapshots
 from rank_callbacks.figures.layers import in_order, short_names
-from rank_callbacks.figures.looks import COLOURS, GREY, Figure, axis, finite, layout, plain, words
+from rank_callbacks.figures.looks import COLOURS, GREY, OLD, READ, Figure, axis, finite, layout, plain, words
 from rank_callbacks.figures.selection import OVER_LAYERS, final, nothing, select
 from rank_callbacks.figures.settings_axis import SettingsAxis
 from rank_callbacks.rows import Row
@@ -23,11 +26,12 @@ _Value: TypeAlias = "float | str"
 
 
 class _Line(NamedTuple):
-    """One quantity of each run."""
+    """One quantity of each run; ``when`` it was read, by run that has reported since."""
 
     name: str
     values: Mapping[str, float]
     faint: bool = False
+    when: Mapping[str, str] = MappingProxyType({})
 
 
 class _Panel(NamedTuple):
@@ -41,12 +45,13 @@ class _Panel(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """The runs of one setting."""
+    """The runs of one setting, and of each when it was read if it has reported since."""
 
     value: _Value
     place: _Value
     values: list[float]
     runs: list[str]
+    when: list[str]
 
 
 def sweep(
@@ -61,8 +66,9 @@ def sweep(
     """A chart of up to three panels against a hyperparameter: the final rank, the accuracy and NC1, each of all runs.
 
     Runs of the same value are one mark at their mean, with a bar over their range. The first panel has the mean over layers in
-    bold and each layer faint. Values that differ by more than a factor of eight are on a log axis, 0 at its left edge, joined
-    by dots. A panel for which no run has a value is left out.
+    bold and each layer faint, hollow where a run has reported since the layer was read. Values that differ by more than a
+    factor of eight are on a log axis, 0 at its left edge, joined by dots. A panel for which no run has a value is left out.
+    Under the title stands what readings are bounds, and how old the oldest is, where monitors say so.
 
     Args:
         rows: The long table; a run's last readings count.
@@ -88,37 +94,41 @@ def sweep(
     if not settings:
         known = sorted({name for chosen in hyperparameters.values() for name in chosen})
         raise ValueError(f"Expected runs with the hyperparameter {x!r}, got {', '.join(known) or 'none at all'}.")
-    ranks = {run: final(of_run) for run, of_run in select(rows, group, measure, means=True).items() if run in settings}
-    if not ranks:
+    values = {run: of_run for run, of_run in select(rows, group, measure, means=True).items() if run in settings}
+    if not values:
         raise nothing(rows, group, measure)
+    ranks = last_snapshots(rows, values, group, measure)
+    note = noted(approximations(rows, group), [last.seen(run) for run, last in ranks.items()], group, measure)
     collapses = {run: last[nc1[2]] for run, of_run in select(rows, *nc1[:2]).items() if nc1[2] in (last := final(of_run))}
     panels = [
         _Panel(f"{words(measure)} ({words(group)})", _rank_lines(ranks, rows, group), hover_help(group, measure), 0, "linear"),
         _Panel("accuracy", [_Line("accuracy", accuracies or {})], "", 1, "linear"),
         _Panel("NC1", [_Line(words(nc1[1]), collapses)], hover_help(*nc1[:2]), 2, "log"),
     ]
-    return _figure(x, settings, [panel for panel in panels if _has_values(panel, settings)])
+    return _figure(x, settings, [panel for panel in panels if _has_values(panel, settings)], note)
 
 
-def _rank_lines(ranks: Mapping[str, Mapping[str, float]], rows: list[Row], group: str) -> list[_Line]:
+def _rank_lines(ranks: Mapping[str, Snapshot], rows: list[Row], group: str) -> list[_Line]:
     """The mean over layers, and behind it each layer."""
-    layers = in_order((layer for last in ranks.values() for layer in last if layer not in OVER_LAYERS), rows, group)
-    of_layers = [
-        _Line(name, {run: last[layer] for run, last in ranks.items() if layer in last}, faint=True)
-        for layer, name in zip(layers, short_names(layers), strict=True)
-    ]
-    means = {run: last[_MEAN] for run, last in ranks.items() if _MEAN in last}
-    return [*of_layers, _Line("mean over layers", means)]
+    layers = in_order((layer for last in ranks.values() for layer in last.layers if layer not in OVER_LAYERS), rows, group)
+    of_layers = [_rank_line(name, layer, ranks) for layer, name in zip(layers, short_names(layers), strict=True)]
+    return [*(line._replace(faint=True) for line in of_layers), _rank_line("mean over layers", _MEAN, ranks)]
+
+
+def _rank_line(name: str, layer: str, ranks: Mapping[str, Snapshot]) -> _Line:
+    known = {run: last for run, last in ranks.items() if layer in last.layers}
+    old = {run: last.when(layer) for run, last in known.items() if last.old(layer)}
+    return _Line(name, {run: last.layers[layer].value for run, last in known.items()}, when=old)
 
 
 def _has_values(panel: _Panel, settings: Mapping[str, _Value]) -> bool:
     return any(run in settings and finite(value) is not None for line in panel.lines for run, value in line.values.items())
 
 
-def _figure(x: str, settings: Mapping[str, _Value], panels: list[_Panel]) -> Figure:
+def _figure(x: str, settings: Mapping[str, _Value], panels: list[_Panel], note: str) -> Figure:
     along = SettingsAxis(settings.values())
     data = [trace for place, panel in enumerate(panels) for trace in _traces(place, panel, settings, along)]
-    around = layout(f"{len(settings)} runs by {words(x)}", showlegend=False, annotations=[], hovermode="closest")
+    around = layout(f"{len(settings)} runs by {words(x)}", note, showlegend=False, annotations=[], hovermode="closest")
     width = (1 - _GAP * (len(panels) - 1)) / len(panels)
     for place, panel in enumerate(panels):
         left = place * (width + _GAP)
@@ -134,7 +144,7 @@ def _figure(x: str, settings: Mapping[str, _Value], panels: list[_Panel]) -> Fig
 def _traces(place: int, panel: _Panel, settings: Mapping[str, _Value], along: SettingsAxis) -> Iterator[dict[str, Any]]:
     number = "" if place == 0 else str(place + 1)
     for line in panel.lines:
-        points = _points(line.values, settings, along)
+        points = _points(line, settings, along)
         if points:
             look = {"xaxis": f"x{number}", "yaxis": f"y{number}", "type": "scatter", "opacity": _FAINT if line.faint else 1}
             color = GREY if line.faint else COLOURS[panel.colour]
@@ -143,18 +153,20 @@ def _traces(place: int, panel: _Panel, settings: Mapping[str, _Value], along: Se
                 yield look | _across(points[:2], color)
 
 
-def _points(values: Mapping[str, float], settings: Mapping[str, _Value], along: SettingsAxis) -> list[_Point]:
+def _points(line: _Line, settings: Mapping[str, _Value], along: SettingsAxis) -> list[_Point]:
     """By setting in order: what the runs that chose it have."""
-    points = []
+    points, values = [], line.values
     for value in along.values:
         runs = [run for run, chosen in settings.items() if chosen == value and finite(values.get(run)) is not None]
         if runs:
-            points.append(_Point(value, along.place(value), [float(values[run]) for run in runs], runs))
+            when = [line.when.get(run, "") for run in runs]
+            points.append(_Point(value, along.place(value), [float(values[run]) for run in runs], runs, when))
     return points
 
 
 def _marks(line: _Line, points: list[_Point], color: str, about: str, zero_apart: bool) -> dict[str, Any]:
     gap = 1 if zero_apart and points[0].value == 0 and len(points) > 1 else 0  # no line from 0, which no log axis has
+    hollow = {"symbol": _with_gap([OLD if any(point.when) else READ for point in points], gap)} if line.when else {}
     return {
         "name": plain(line.name),
         "mode": "lines+markers",
@@ -164,7 +176,7 @@ def _marks(line: _Line, points: list[_Point], color: str, about: str, zero_apart
         "text": _with_gap([_hover(line.name, point) + about for point in points], gap),
         "hovertemplate": "%{text}<extra></extra>",
         "line": {"color": color, "width": 1 if line.faint else 3},
-        "marker": {"color": color, "size": 4 if line.faint else 9},
+        "marker": {"color": color, "size": 4 if line.faint else 9} | hollow,
     }
 
 
@@ -183,7 +195,8 @@ def _with_gap(values: list[Any], gap: int) -> list[Any]:
 def _hover(name: str, point: _Point) -> str:
     low, high = min(point.values), max(point.values)
     between = "" if low == high else f" ({low:.4g} to {high:.4g})"
-    runs = ", ".join(map(plain, point.runs[:_MOST_NAMES])) + (", …" if len(point.runs) > _MOST_NAMES else "")
+    named = [plain(run) + when for run, when in zip(point.runs, point.when, strict=True)]
+    runs = ", ".join(named[:_MOST_NAMES]) + (", …" if len(named) > _MOST_NAMES else "")
     return f"<b>{plain(name)}</b>: {fmean(point.values):.4g}{between}<br>{runs}"
 
 

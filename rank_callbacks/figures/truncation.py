@@ -19,6 +19,8 @@ _Value: TypeAlias = "float | str"
 _ACCURACY, _SHARE = "accuracy_at_rtol_", "parameters_at_rtol_"
 _TOLERANCE = "tolerance, share of the largest singular value"
 _LEFT = "share of the parameters left"
+# Marks of one tolerance stand side by side, this factor apart: one over another their bars could not be told apart.
+_APART = 1.05
 
 
 class Truncated(NamedTuple):
@@ -77,7 +79,8 @@ def accuracy_by_tolerance(
 ) -> Figure:
     """A chart of accuracy after truncation against tolerance, a curve a setting; at its left edge the network as trained.
 
-    Runs of the same setting are seeds: a mark is their mean, its bar the 95 % interval of the mean by Student's t.
+    Runs of the same setting are seeds: a mark is their mean, its bar the 95 % interval of the mean by Student's t. On a log
+    axis the curves stand side by side at each tolerance, which the hover text tells.
 
     Args:
         truncated: By run, as ``truncations`` finds them.
@@ -144,6 +147,8 @@ def _by_rtol(
     curves = _curves(truncated, settings, quantity)
     along = SettingsAxis(point.rtol for points in curves.values() for point in points)
     lines = _lines(curves, x, height, lambda point: along.place(point.rtol))
+    if along.drawn("")["type"] == "log":
+        lines = [_beside(line, place - (len(lines) - 1) / 2) for place, line in enumerate(lines)]
     as_trained = " (0: as trained)" if 0.0 in along.values else ""
     upright = axis(height, rangemode="tozero" if height == _LEFT else "normal")
     around = layout(title, xaxis=along.drawn(f"{_TOLERANCE}{as_trained}"), yaxis=upright, showlegend=True)
@@ -196,6 +201,10 @@ def _lines(
         }
         for place, (value, points) in enumerate(curves.items())
     ]
+
+
+def _beside(line: dict[str, Any], places: float) -> dict[str, Any]:
+    return line | {"x": [x * _APART**places for x in line["x"]]}
 
 
 def _hover(point: _Point, height: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rank_callbacks.figures.thinning import thinned
@@ -58,7 +59,8 @@ class Logs:
             runs: Their names, in the order of the rows.
             wanted: Which tags.
             most: Readings that are too many: steps are then thinned evenly, alike in all tags of a run; the first and the last
-                stay, and 20 at least.
+                stay, and 20 at least. Of a tag that was not read at a step which stays, the last reading since the one before
+                stays: layers are read in turn.
             last: Whether only the last reading of each tag is needed.
         """
         # TensorBoard's own order changes from start to start.
@@ -70,8 +72,8 @@ class Logs:
         rows = []
         for run, places in chosen.items():
             series = {tag: data.get(at.run, {}).get(at.tag, []) for tag, at in places.items()}
-            kept = set(thinned(sorted({datum.step for of_tag in series.values() for datum in of_tag}), steps))
-            rows += [Row(run, d.step, tag, d.value) for tag, of_tag in series.items() for d in of_tag if d.step in kept]
+            kept = thinned(sorted({datum.step for of_tag in series.values() for datum in of_tag}), steps)
+            rows += [Row(run, d.step, tag, d.value) for tag, of_tag in series.items() for d in _last_by(of_tag, kept)]
         return rows
 
     def others(self, runs: Iterable[str], name: str) -> dict[str, dict[int, float]]:
@@ -126,6 +128,12 @@ class Logs:
             return {}
         only = RunTagFilter(runs={place.run for place in places}, tags={place.tag for place in places})
         return read(plugin_name=plugin, downsample=downsample, run_tag_filter=only, **self._where)
+
+
+def _last_by(data: Iterable[Any], steps: Sequence[int]) -> Iterator[Any]:
+    """Of the data of one tag, in order, the last up to each of some steps and after the one before."""
+    by_place = {bisect_left(steps, datum.step): datum for datum in data}
+    return iter(by_place.values())
 
 
 def _markdown_rows(text: str) -> list[dict[str, str]]:

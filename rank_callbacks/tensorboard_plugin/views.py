@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from rank_callbacks.figures.approximation import is_mark
+from rank_callbacks.figures.cadence import cadences
 from rank_callbacks.figures.collapse import collapse
 from rank_callbacks.figures.depth_profile import depth_profile
 from rank_callbacks.figures.explanation import how_to_read
@@ -35,6 +37,7 @@ _HEALTH = {
     "effective_rank": ("weight_rank", "feature_rank"),
     "dead_fraction": ("feature_rank",),
     "share_of_training": ("monitor",),
+    "every_n_steps": ("monitor",),
 }
 # Findings count reports in a row, which thinning would break; beyond this it does.
 _MOST_OF_HEALTH = 400_000
@@ -60,6 +63,8 @@ class View(NamedTuple):
 def view(logs: Logs, choice: Choice) -> dict[str, Any]:
     """A view as plain data for the page: ``figure`` or ``findings`` or a ``message`` why there is none, and ``how_to_read``.
 
+    Beside findings stand ``cadences``: how often the monitors of each run have chosen to report.
+
     Args:
         logs: Of which directory.
         choice: Which view, of what.
@@ -69,8 +74,9 @@ def view(logs: Logs, choice: Choice) -> dict[str, Any]:
     if not logs.listing.runs:
         return answer | {"message": EMPTY}
     if choice.view == "findings":
-        found = [finding._asdict() for finding in findings(_rows_of_health(logs, choice))]
-        return answer | {"findings": found, "how_to_read": how_to_read("findings")}
+        rows = _rows_of_health(logs, choice)
+        found = {"findings": [one._asdict() for one in findings(rows)], "cadences": [one._asdict() for one in cadences(rows)]}
+        return answer | found | {"how_to_read": how_to_read("findings")}
     try:
         how = _VIEWS[choice.view]
         figure = how.draw(logs, choice, _rows(logs, choice, last=how.last))
@@ -144,7 +150,8 @@ def _tells_health(tag: Tag) -> bool:
 
 
 def _one_measure(choice: Choice, tag: Tag) -> bool:
-    return tag.group == choice.group and tag.measure in {choice.measure, "depth"}
+    """A reading of the measure, of where its layer stands, or of how exact its report is."""
+    return (tag.group == choice.group and tag.measure in {choice.measure, "depth"}) or is_mark(tag, choice.group)
 
 
 def _one_run(choice: Choice) -> tuple[str, ...]:

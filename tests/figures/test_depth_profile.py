@@ -10,7 +10,7 @@ from rank_callbacks import FeatureRankMonitor
 from rank_callbacks.figures import depth_profile
 from rank_callbacks.rows import Row
 from rank_callbacks.tags import Tag
-from tests.figures.tables import depths, readings
+from tests.figures.tables import depths, in_turn, marks, readings
 from tests.models import CLASSES, Classifier, two_layers
 from tests.training import Recorder, fit
 
@@ -196,3 +196,80 @@ def test_plotly_takes_it() -> None:
     shown = json.loads(go.Figure(figure).to_json())
     assert len(shown["frames"]) == 2
     assert json.loads(json.dumps(figure, allow_nan=False)) == figure
+
+
+class TestInTurn:
+    """Layers that are not read at each report."""
+
+    def drawn(self, *tables: list[Row], measure: str = "effective_rank") -> Any:
+        return depth_profile([row for table in tables for row in table], "weight_rank", measure)
+
+    def test_layer_keeps_its_last_reading_and_is_hollow(self) -> None:
+        figure = self.drawn(in_turn())
+        frames = {frame["name"]: frame["data"][0] for frame in figure["frames"]}
+        assert {step: frame["y"] for step, frame in frames.items()} == {
+            "0": [9, 6, 3],
+            "50": [8, 6, 3],
+            "100": [8, 5, 3],
+            "150": [7, 4, 2],
+        }
+        hollow = {step: [symbol == 100 for symbol in frame["marker"]["symbol"]] for step, frame in frames.items()}
+        assert hollow == {
+            "0": [False] * 3,
+            "50": [False, True, True],
+            "100": [True, False, True],
+            "150": [False] * 3,
+        }
+        assert frames["100"]["customdata"] == [" (step 50)", "", " (step 0)"]
+        assert "%{customdata}" in figure["data"][0]["hovertemplate"]
+
+    def test_title_is_of_the_step_that_is_shown(self) -> None:
+        titles = [frame["layout"]["title"]["text"] for frame in self.drawn(in_turn())["frames"]]
+        assert [title.partition("effective rank: ")[2].removesuffix("</span>") for title in titles] == [
+            "",
+            "oldest spectrum 50 steps old",
+            "oldest spectrum 100 steps old",
+            "",
+        ]
+        figure = self.drawn([row for row in in_turn() if row.step <= 100])
+        assert figure["layout"]["title"]["text"] == titles[2]
+        assert figure["layout"]["sliders"][0]["steps"][0]["args"][1]["frame"]["redraw"]  # or the title would stay
+
+    def test_nothing_is_marked_where_all_is_exact(self) -> None:
+        """The last report, which has no mark, is whole."""
+        table = readings({0: STEM | HEAD, 5: STEM | HEAD}, group="weight_rank")
+        figure = self.drawn(table)
+        assert figure["layout"]["title"]["text"] == "effective rank (weight rank)"
+        assert not any("layout" in frame or {"marker", "customdata"} & set(frame["data"][0]) for frame in figure["frames"])
+        assert not figure["layout"]["sliders"][0]["steps"][0]["args"][1]["frame"]["redraw"]
+
+    def test_cadence_of_another_run_makes_no_mark_hollow(self) -> None:
+        """But hover tells the step."""
+        other = readings({0: STEM, 100: STEM}, "slow", group="weight_rank")
+        figure = self.drawn(readings({0: STEM, 50: STEM, 100: STEM}, "quick", group="weight_rank"), other)
+        quick, slow = figure["frames"][1]["data"]
+        assert (quick.keys(), slow.keys()) == ({"y"}, {"y", "customdata"})
+        assert slow["customdata"] == [" (step 0)"]
+
+    def test_reading_between_two_reports_that_thinning_left(self) -> None:
+        """Is shown at the next, and makes no step of its own."""
+        table = [row for row in in_turn() if row.step != 50 or row.tag.layer == "a"]
+        figure = self.drawn(table)
+        assert [frame["name"] for frame in figure["frames"]] == ["0", "100", "150"]
+        assert figure["frames"][1]["data"][0]["customdata"] == [" (step 50)", "", " (step 0)"]
+
+    def test_runs_are_named_where_there_are_several(self) -> None:
+        table = [row for row in in_turn("<b>", "stable_rank") if row.step <= 100]
+        exact = [row._replace(run="exact") for row in table if row.tag.group != "monitor"]
+        title = self.drawn(table, exact, measure="stable_rank")["layout"]["title"]["text"]
+        assert "stable rank: upper bound in 2 of 3 layers (&lt;b&gt;)" in title
+
+    def test_layers_that_were_never_read_are_counted(self) -> None:
+        """A model so large that its first report had no time for most of its layers."""
+        figure = self.drawn(readings({0: {"a": 1.0}}, group="weight_rank"), marks(4, 0, 0))
+        assert "effective rank: 4 layers not read yet" in figure["layout"]["title"]["text"]
+
+    def test_plotly_takes_it(self) -> None:
+        figure = self.drawn(in_turn())
+        assert len(go.Figure(figure).frames) == 4
+        assert json.loads(json.dumps(figure, allow_nan=False)) == figure

@@ -42,9 +42,18 @@ def test_bars_of_a_run_stand_in_one_place() -> None:
 
 def test_latest_report_and_that_of_a_step() -> None:
     table = TABLE + gradients("head", 10, 0.1, 1, step=9)
-    assert named(gradient_bound(table))["rank"]["y"] == [1, None]
+    assert named(gradient_bound(table))["rank"]["y"] == [1, 57]
     assert named(gradient_bound(table, step=8))["rank"]["y"] == [9, 57]
     assert gradient_bound(table)["layout"]["title"]["text"].endswith("at step 9")
+
+
+def test_layer_that_was_not_read_keeps_its_last_bars_hatched() -> None:
+    table = TABLE + gradients("head", 10, 0.1, 1, step=1500)
+    traces = named(gradient_bound(table))
+    assert traces["bound"]["y"] == [10, 89]
+    assert traces["rank"]["marker"]["pattern"]["shape"] == ["", "/"]
+    assert [text.split("<br>")[0] for text in traces["rank"]["text"]] == ["<b>head</b>, run", "<b>stem</b>, run (step 0)"]
+    assert "pattern" not in named(gradient_bound(TABLE))["rank"]["marker"]
 
 
 def test_chosen_runs() -> None:

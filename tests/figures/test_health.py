@@ -101,6 +101,13 @@ class TestCost:
         assert finding[:4] == ("warning", "run", "", 100)
         assert "6% of the time of training up to step 100 (rank_collapse 4.0%, weight_rank 2.0%)" in finding.text
 
+    def test_who_chose_the_cadence_is_not_told_to_raise_it(self) -> None:
+        rows = history("monitor", "share_of_training", "weight_rank", [0.07])
+        assert only(rows).text.endswith("(weight_rank 7.0%): raise every_n_steps.")
+        rows += history("monitor", "every_n_steps", "weight_rank", [2000.0])
+        assert "weight_rank has chosen to report every 2,000 steps" in only(rows).text
+        assert "raise" not in only(rows).text
+
     def test_not_for_less(self) -> None:
         assert findings(history("monitor", "share_of_training", "weight_rank", [0.5, 0.05])) == []
 

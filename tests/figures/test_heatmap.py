@@ -3,7 +3,7 @@ import math
 import pytest
 
 from rank_callbacks.figures import Figure, heatmap
-from tests.figures.tables import depths, readings
+from tests.figures.tables import depths, in_turn, readings
 
 TABLE = readings({0: {"head": 4.0, "stem": 10.0}, 50: {"head": 4.0, "stem": 5.0}, 60: {"head": 1.0, "stem": 2.0}})
 
@@ -49,9 +49,44 @@ def test_means_are_no_layers() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_not_finite_and_absent_are_gaps(value: float) -> None:
-    cells = drawn(of(readings({0: {"a": 2.0, "b": 1.0}, 1: {"a": value}})))
-    assert cells == {("a", "0"): (1.0, 2.0), ("a", "1"): (None, None), ("b", "0"): (1.0, 1.0), ("b", "1"): (None, None)}
+def test_not_finite_and_absent_so_far_are_gaps(value: float) -> None:
+    cells = drawn(of(readings({0: {"a": 2.0}, 1: {"a": value, "b": 1.0}})))
+    assert cells == {("a", "0"): (1.0, 2.0), ("a", "1"): (None, None), ("b", "0"): (None, None), ("b", "1"): (1.0, 1.0)}
+
+
+class TestInTurn:
+    """Layers that are not read at each report."""
+
+    def test_last_reading_is_pale_and_says_its_step(self) -> None:
+        read, pale = heatmap(in_turn(), "run", "weight_rank", "effective_rank")["data"]
+        assert read["x"] == pale["x"] == ["0", "50", "100", "150"]
+        assert read["customdata"] == pale["customdata"] == [[9, 8, 8, 7], [6, 6, 5, 4], [3, 3, 3, 2]]
+        assert [[value is None for value in row] for row in pale["z"]] == [
+            [True, True, False, True],
+            [True, False, True, True],
+            [True, False, False, True],
+        ]
+        assert pale["text"] == [["", "", " (step 50)", ""], ["", " (step 0)", "", ""], ["", " (step 0)", " (step 0)", ""]]
+        for row, other in zip(read["z"], pale["z"], strict=True):
+            assert [(one is None) + (two is None) for one, two in zip(row, other, strict=True)] == [1, 1, 1, 1]
+        assert pale["opacity"] < 1
+        assert pale["meta"] == read["meta"]
+        assert "%{text}" in pale["hovertemplate"]
+
+    def test_title_says_how_many_reports_are_not_exact(self) -> None:
+        title = heatmap(in_turn(), "run", "weight_rank", "effective_rank")["layout"]["title"]["text"]
+        assert "effective rank: oldest spectrum 50 to 100 steps old at 2 of 4 reports" in title
+        table = [
+            row._replace(tag=row.tag._replace(measure="stable_rank")) if row.tag.group != "monitor" else row
+            for row in in_turn()
+        ]
+        title = heatmap(table, "run", "weight_rank", "stable_rank")["layout"]["title"]["text"]
+        assert "stable rank: upper bound in 2 of 3 layers at 2 of 4 reports" in title
+
+    def test_a_nan_is_not_covered_by_an_older_reading(self) -> None:
+        table = readings({0: {"a": 2.0, "b": 1.0}, 1: {"a": math.nan, "b": 1.0}, 2: {"b": 1.0}})
+        (read, pale) = of(table)["data"]
+        assert [row[0] for row in (read["z"], pale["z"])] == [[1.0, None, None], [None, None, None]]
 
 
 def test_zero_throughout_is_dark() -> None:

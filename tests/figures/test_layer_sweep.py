@@ -5,7 +5,7 @@ import pytest
 
 from rank_callbacks.figures.layer_sweep import layer_sweep
 from rank_callbacks.rows import Row
-from tests.figures.tables import reading
+from tests.figures.tables import in_turn, reading
 
 
 def rank(run: str, value: float, layer: str = "net.x", step: int = 9) -> Row:
@@ -51,3 +51,15 @@ def test_markup_is_text() -> None:
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="Add WeightRankMonitor"):
         layer_sweep([], SETTINGS)
+
+
+def test_layers_in_turn() -> None:
+    """The last reading of each, hollow where its run has reported since."""
+    table = [row for row in in_turn("a") if row.step <= 100] + in_turn("b")
+    figure = layer_sweep(table, {"a": 1.0, "b": 2.0})
+    lines = {line["name"]: line for line in figure["data"]}
+    assert {name: line["y"] for name, line in lines.items()} == {"a": [8, 7], "b": [5, 4], "c": [3, 2]}
+    assert lines["a"]["marker"]["symbol"] == [100, 0]
+    assert "symbol" not in lines["b"]["marker"]
+    assert lines["a"]["text"][0].startswith("<b>a</b>: 8, 1 run (step 50)<br>")
+    assert "effective rank: oldest spectrum 100 steps old (a)" in figure["layout"]["title"]["text"]

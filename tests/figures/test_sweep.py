@@ -5,7 +5,7 @@ import pytest
 
 from rank_callbacks.figures import Figure, sweep
 from rank_callbacks.rows import Row
-from tests.figures.tables import reading
+from tests.figures.tables import in_turn, reading
 
 DECAYS = {"a": 0.0, "b": 0.01, "c": 0.1, "c2": 0.1}
 HYPERPARAMETERS = {run: {"weight_decay": decay} for run, decay in DECAYS.items()}
@@ -96,3 +96,29 @@ def test_no_such_hyperparameter() -> None:
 def test_nothing() -> None:
     with pytest.raises(ValueError, match="Add WeightRankMonitor"):
         sweep([], HYPERPARAMETERS)
+
+
+class TestInTurn:
+    """Layers that are not read at each report."""
+
+    TABLE = [row for row in in_turn("a") if row.step <= 100] + in_turn("b")
+
+    def test_last_reading_of_each_layer_hollow_where_it_is_old(self) -> None:
+        lines = named(sweep(self.TABLE, {"a": {"lr": 1.0}, "b": {"lr": 2.0}}, "lr"))
+        assert {name: line["y"] for name, line in lines.items()} == {
+            "a": [8, 7],
+            "b": [5, 4],
+            "c": [3, 2],
+            "mean over layers": [5, 5],
+        }
+        assert lines["c"]["marker"]["symbol"] == lines["a"]["marker"]["symbol"] == [100, 0]
+        assert not {"symbol"} & (lines["b"]["marker"].keys() | lines["mean over layers"]["marker"].keys())
+        assert lines["a"]["text"][0].startswith("<b>a</b>: 8<br>a (step 50)")
+        assert lines["a"]["text"][1].startswith("<b>a</b>: 7<br>b<")
+
+    def test_title(self) -> None:
+        text = sweep(self.TABLE, {"a": {"lr": 1.0}, "b": {"lr": 2.0}}, "lr")["layout"]["title"]["text"]
+        assert "effective rank: oldest spectrum 100 steps old (a)" in text
+
+    def test_runs_that_ended_with_an_exact_report_have_no_note(self) -> None:
+        assert sweep(self.TABLE, {"b": {"lr": 2.0}}, "lr")["layout"]["title"]["text"] == "1 runs by lr"

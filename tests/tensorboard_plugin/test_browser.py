@@ -235,6 +235,34 @@ def reload_until(page: Page, condition: Any) -> None:
     pytest.fail("Expected the page to show what was written after a reload.")
 
 
+def test_readings_that_are_old_or_bounds_are_marked(page: Page, tmp_path: Path) -> None:
+    """In the title of the step that is shown, by hollow marks and on hover; and the cadence is told in words."""
+    reports = ({0: 9.0, 2: 5.0}, {0: 8.0}, {0: 7.0, 2: 4.0})
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    for place, read in enumerate(reports):
+        scalars = {Tag("weight_rank", "effective_rank", f"network.{i}.weight"): value for i, value in read.items()}
+        marks = {"approximate_layers": place % 2, "spectrum_age": 500 * (place % 2), "every_n_steps": 500}
+        scalars |= {Tag("monitor", name, "weight_rank"): float(value) for name, value in marks.items()}
+        write_to_tensorboard(logger, 500 * place, scalars, {}, {})
+    logger.finalize("success")
+    with served(tmp_path) as address:
+        tab = open_tab(page, address, {"step": "500"})
+        expect(tab.locator(".gtitle")).to_contain_text("effective rank: oldest spectrum 500 steps old")
+        assert lines(tab) == {"run": [8.0, 5.0]}
+        expect(tab.locator("path.point").nth(0)).to_have_css("fill", "rgb(0, 114, 178)")
+        expect(tab.locator("path.point").nth(1)).to_have_css("fill", "none")
+        mark = tab.locator("path.point").nth(1).bounding_box()
+        page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
+        expect(tab.locator(".hoverlayer")).to_contain_text("network.2.weight: 5.000 (step 0)")
+        rail = tab.locator(".slider-rail-touch-rect").bounding_box()
+        page.mouse.click(rail["x"] + rail["width"] - 2, rail["y"] + rail["height"] / 2)
+        expect(tab.locator(".gtitle")).not_to_contain_text("old")
+        assert lines(tab) == {"run": [7.0, 4.0]}
+        expect(tab.locator("path.point").nth(1)).to_have_css("fill", "rgb(0, 114, 178)")
+        tab.get_by_role("tab", name="Health").click()
+        expect(tab.locator(".cadence")).to_contain_text("weight_rank reports every 500 steps")
+
+
 def test_empty_folder_names_the_callbacks(page: Page, tmp_path: Path) -> None:
     with served(tmp_path) as address:
         tab = open_tab(page, address)

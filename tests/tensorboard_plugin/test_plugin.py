@@ -185,6 +185,39 @@ def test_findings(tmp_path: Path) -> None:
     assert "stable_rank" in answer["findings"][0]["text"]
 
 
+class TestMarks:
+    """Of a run that reads layers in turn."""
+
+    def reports(self) -> list[dict[Tag, float]]:
+        b, mark = RANK._replace(layer="b"), Tag("monitor", "approximate_layers", "weight_rank")
+        age, cadence = mark._replace(measure="spectrum_age"), mark._replace(measure="every_n_steps")
+        second = {RANK: 8.0, mark: 1.0, age: 1.0, cadence: 2000.0}
+        return [{RANK: 9.0, b: 5.0, mark: 0.0, age: 0.0}, second, {RANK: 7.0, mark: 1.0, age: 2.0, cadence: 2000.0}]
+
+    @pytest.mark.parametrize("view", ["depth_profile", "heatmap"])
+    def test_charts_say_how_old_readings_are(self, tmp_path: Path, view: str) -> None:
+        write(tmp_path, "run", *self.reports())
+        with provider("slow", tmp_path) as found:
+            page = Page(found)
+            title = page.json("/figure", view=view)["figure"]["layout"]["title"]["text"]
+            rows = list(csv.DictReader(io.StringIO(page.get("/csv", view=view).text)))
+        assert "effective rank: oldest spectrum" in title
+        assert "2 steps old" in title
+        assert {row["tag"] for row in rows} >= {"monitor/spectrum_age/weight_rank", "monitor/approximate_layers/weight_rank"}
+
+    def test_health_tells_the_cadence_and_finds_no_fault_with_gaps(self, tmp_path: Path) -> None:
+        write(tmp_path, "run", *self.reports())
+        with provider("slow", tmp_path) as found:
+            answer = Page(found).json("/figure", view="findings")
+        assert answer["findings"] == []
+        (cadence,) = answer["cadences"]
+        assert cadence["run"] == "run"
+        assert cadence["text"].startswith("weight_rank reports every 2,000 steps")
+
+    def test_a_run_with_steps_of_its_users_choice_has_none(self, page: Page) -> None:
+        assert page.json("/figure", view="findings")["cadences"] == []
+
+
 def test_nan_is_a_gap(tmp_path: Path) -> None:
     write(tmp_path, "run", {RANK: math.nan, RANK._replace(layer="b"): 3.0})
     with provider("slow", tmp_path) as found:

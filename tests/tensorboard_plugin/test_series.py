@@ -212,11 +212,30 @@ def test_steps_are_thinned_alike_in_all_layers_and_ends_stay(tmp_path: Path, kin
         rows = logs_of(found).rows(["run"], everything, most=75)
     steps = {tag: [row.step for row in rows if row.tag == tag] for tag in tags}
     assert steps[tags[0]] == steps[tags[1]]
-    assert set(steps[tags[2]]) == {step for step in steps[tags[0]] if step % 20 == 10}
+    # The layer's last reading by each step that stays.
+    assert steps[tags[2]] == [max(range(10, step + 1, 20)) for step in steps[tags[0]][1:]]
     assert len(steps[tags[0]]) == 25
     assert (steps[tags[0]][0], steps[tags[0]][-1]) == (0, 990)
     gaps = np.diff(steps[tags[0]])
     assert gaps.max() <= 2 * gaps.min()
+
+
+@KINDS
+def test_layers_in_turn_are_all_left_when_steps_are_thinned(tmp_path: Path, kind: str) -> None:
+    """Of seven layers one at each report, so that each stands at few of the steps that stay or at none."""
+    tags = [RANK._replace(layer=f"layer.{i}") for i in range(7)]
+    writer = SummaryWriter(tmp_path / "run")
+    for step in range(210):
+        values = [Summary.Value(tag="weight_rank/effective_rank/mean_over_layers", simple_value=0.0)]
+        values.append(Summary.Value(tag=str(tags[step % 7]), simple_value=step))
+        writer._get_file_writer().add_summary(Summary(value=values), step)
+    writer.close()
+    with provider(kind, tmp_path) as found:
+        rows = logs_of(found).rows(["run"], everything, most=168)  # 21 steps of 8 tags
+    steps = {tag: [row.step for row in rows if row.tag == tag] for tag in tags}
+    assert [max(steps[tag]) for tag in tags] == [203, 204, 205, 206, 207, 208, 209]
+    assert all(np.diff(steps[tag]).max() <= 21 for tag in tags)
+    assert all(row.value == row.step for row in rows if row.tag in tags)
 
 
 def test_a_listing_names_without_reading(data_provider: Any) -> None:

@@ -109,7 +109,7 @@ async function draw() {
   page.chart.hidden = !shown.figure;
   if (shown.message) return tell(shown.message, "message");
   tell(index.notes.join(" "), "note");
-  if (shown.findings) return drawFindings(shown.findings);
+  if (shown.findings) return drawFindings(shown.findings, shown.cadences);
   await drawChart();
 }
 
@@ -149,6 +149,7 @@ function atStep(figure) {
   slider.active = place;
   const frame = figure.frames[place];
   frame.data.forEach((changed, trace) => Object.assign(figure.data[frame.traces?.[trace] ?? trace], changed));
+  if (frame.layout) Object.assign(figure.layout.title, frame.layout.title);
   return figure;
 }
 
@@ -187,14 +188,16 @@ function rangeOf(figure, letter, kind) {
   return kind === "log" ? [Math.log10(low) - 0.05, Math.log10(high) + 0.05] : [Math.min(0, low), 1.05 * high];
 }
 
-/** Findings under the run that they are of. */
-function drawFindings(findings) {
-  const runs = shown.choice.runs.filter((run) => findings.some((found) => found.run === run));
+/** Findings under the run that they are of, and how often its monitors report. */
+function drawFindings(findings, cadences) {
+  const runs = shown.choice.runs.filter((run) => [...findings, ...cadences].some((one) => one.run === run));
   const parts = runs.flatMap((run) => [
     element("h3", {}, [run]),
     element("ul", {}, findings.filter((found) => found.run === run).map(findingItem)),
+    ...cadences.filter((one) => one.run === run).map(({ text }) => element("p", { className: "cadence" }, [text])),
   ]);
-  page.findings.replaceChildren(...(parts.length ? parts : [element("p", { className: "finding healthy" }, ["Nothing stands out."])]));
+  const healthy = findings.length ? [] : [element("p", { className: "finding healthy" }, ["Nothing stands out."])];
+  page.findings.replaceChildren(...healthy, ...parts);
   drawAxisSwitches({});
   paintRuns();
 }
