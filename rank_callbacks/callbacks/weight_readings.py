@@ -178,7 +178,8 @@ class WeightReadings:
         """How many layers were read from leading singular values alone, and how old the oldest whole spectrum is."""
         if self.method == "exact" or (self.method == "auto" and seconds is None):
             return {}
-        marks = {Tag("monitor", "approximate_layers", GROUP): float(len(rest))}
+        approximate = sum(map(is_worth_it, rest.values())) if self._cheap else 0
+        marks = {Tag("monitor", "approximate_layers", GROUP): float(approximate)}
         if self.method == "auto":
             marks[Tag("monitor", "spectrum_age", GROUP)] = float(self._turns.age(rest, step))
         return marks

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rank_callbacks.matrices.layout import is_transposed_linear
 from rank_callbacks.matrices.parameters import plain_name
+from rank_callbacks.matrices.uncompiled import unless_compiled
 
 __all__ = ["LayerRows", "RowCapture", "has_known_bound"]
 
@@ -96,7 +97,7 @@ class RowCapture:
             record = _record_of(module)
             if record is not None:
                 hook = partial(self._on_forward, LayerRows(plain_name(path), module), record)
-                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(unless_compiled(hook), with_kwargs=True))
 
     def close(self) -> None:
         """Remove every hook, also those that wait for a gradient."""

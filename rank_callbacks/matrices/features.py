@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rank_callbacks.matrices.parameters import plain_name
 from rank_callbacks.matrices.selection import Layers, select
+from rank_callbacks.matrices.uncompiled import unless_compiled
 
 __all__ = [
     "PENULTIMATE",
@@ -43,7 +44,7 @@ class OutputHooks:
     def __init__(self, layers: Mapping[str, nn.Module], receive: Callable[[str, Any], None]) -> None:
         self._receive = receive
         self._handles: list[RemovableHandle] = [
-            module.register_forward_hook(partial(self._on_output, name)) for name, module in layers.items()
+            module.register_forward_hook(unless_compiled(partial(self._on_output, name))) for name, module in layers.items()
         ]
 
     def close(self) -> None:
@@ -71,7 +72,8 @@ class FeatureCapture:
         self._features: dict[str, Tensor] = {}
         self._predictions: Tensor | None = None
         self._hooks = OutputHooks(layers, self._on_layer)
-        self._classifier_hook = classifier.register_forward_hook(self._on_classifier, with_kwargs=True)
+        hook = unless_compiled(self._on_classifier)
+        self._classifier_hook = classifier.register_forward_hook(hook, with_kwargs=True)
 
     def close(self) -> None:
         """Remove every hook."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rank_callbacks.matrices.features import OutputHooks, first_tensor
+from rank_callbacks.matrices.uncompiled import uncompiled
 
 __all__ = ["layer_outputs"]
 
@@ -54,7 +55,8 @@ class _LayerOutputs(nn.Module):
 
         hooks = OutputHooks(self._layers, keep)
         try:
-            self.model(*args, **kwargs)
+            with uncompiled():
+                self.model(*args, **kwargs)
         finally:
             hooks.close()
         return {name: caught[name] for name in self._layers if name in caught}

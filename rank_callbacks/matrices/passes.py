@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rank_callbacks.matrices.layout import is_transposed_linear
 from rank_callbacks.matrices.parameters import TrainableWeight
+from rank_callbacks.matrices.uncompiled import unless_compiled
 
 __all__ = ["Pass", "PassHooks", "no_passes"]
 
@@ -69,7 +70,8 @@ class PassHooks:
             if isinstance(module, nn.MultiheadAttention):
                 own += [by_parameter[id(p)] for p in module.out_proj.parameters() if id(p) in by_parameter]
             if own and _is_known(module):
-                self._handles.append(module.register_forward_hook(partial(self._hook(module), own), with_kwargs=True))
+                hook = unless_compiled(partial(self._hook(module), own))
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def close(self) -> None:
         """Remove every hook, also those that wait for a gradient."""
