@@ -162,8 +162,8 @@ class Cadence:
         return affords
 
     def credit(self) -> float:
-        """Seconds that the monitor's share of the time so far leaves beyond what the next report must take."""
-        return of_first_process(self.share * self._stopwatch.elapsed - self._stopwatch.total - self._cost)
+        """Seconds that the monitor's share of the time so far leaves beyond what the next report must take, here."""
+        return self.share * self._stopwatch.elapsed - self._stopwatch.total - self._cost
 
     def reported(self, step: int, beyond: float = 0.0) -> None:
         """Note that a report ends; correct the choice by what it cost, or warn. A collective operation.

@@ -173,6 +173,7 @@ class FeatureMonitor(Monitor, Generic[Hooks]):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self._close()
+        super().teardown(trainer, pl_module, stage)
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, hooks: Hooks) -> None:
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():

@@ -167,6 +167,7 @@ class GradientRankMonitor(Monitor):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self._gradients.close()
+        super().teardown(trainer, pl_module, stage)
 
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:

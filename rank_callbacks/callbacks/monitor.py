@@ -10,6 +10,7 @@ from rank_callbacks.callbacks.cadence import Cadence, EveryNSteps
 from rank_callbacks.callbacks.lightning import Callback, choosing_monitors
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.tags import Tag
+from rank_callbacks.writers import leave_summaries
 
 __all__ = ["Monitor"]
 
@@ -65,6 +66,10 @@ class Monitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self.cadence.restart(type(self).__name__, choosing_monitors(trainer), self._expected_seconds(pl_module))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no more in ``trainer.callback_metrics`` than a launched process can send home."""
+        leave_summaries(trainer)
 
     def _expected_seconds(self, pl_module: LightningModule) -> float:
         """What a report will take, as far as is known before the first."""

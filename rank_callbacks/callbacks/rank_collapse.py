@@ -227,6 +227,7 @@ class RankCollapseMonitor(Monitor):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
         self._close()
+        super().teardown(trainer, pl_module, stage)
 
     def _start_anew(self) -> None:
         self._warned: set[str] = set()

@@ -16,7 +16,7 @@ from rank_callbacks.callbacks.leading_readings import (
     is_worth_it,
     measures_among,
 )
-from rank_callbacks.callbacks.processes import process_count
+from rank_callbacks.callbacks.processes import of_first_process, process_count
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
 from rank_callbacks.callbacks.sharing import shared_singular_values
 from rank_callbacks.callbacks.turns import Turns
@@ -108,7 +108,7 @@ class WeightReadings:
         Args:
             model: Any module.
             step: Optimizer steps that it has taken.
-            seconds: For whole spectra that are not affordable at every report; None for all of them.
+            seconds: For whole spectra that are not affordable at every report, the first process's counting; None for all.
         """
         matrices = self.matrices(model)
         whole = self._whole(matrices, seconds)
@@ -136,7 +136,7 @@ class WeightReadings:
         elif seconds is None or (not self._latest and sum(costs.values()) <= _AT_START):
             due = set(dear)
         else:
-            due = set(self._turns.due(dear, seconds))
+            due = set(of_first_process(self._turns.due(dear, seconds)))  # each has a clock of its own
         return [name for name in matrices if name not in dear or name in due]
 
     def _spectra(self, matrices: Mapping[str, Tensor], step: int) -> dict[str, Spectrum]:

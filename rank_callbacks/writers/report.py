@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from pytorch_lightning import Trainer
@@ -16,7 +18,11 @@ from rank_callbacks.writers.table import Table
 from rank_callbacks.writers.tensorboard import write_to_tensorboard
 from rank_callbacks.writers.wandb import write_to_wandb
 
-__all__ = ["Listener", "Report", "log_report", "write_report"]
+__all__ = ["Listener", "Report", "leave_summaries", "log_report", "write_report"]
+
+# Bytes; the rest of the pipe is for Lightning.
+_MOST_SENT = 48 * 1024
+_WRITTEN: WeakKeyDictionary[Trainer, set[Tag]] = WeakKeyDictionary()
 
 
 class Report(NamedTuple):
@@ -51,12 +57,30 @@ def write_report(trainer: Trainer, report: Report) -> None:
     ``callback_metrics``, which ``EarlyStopping`` and ``ModelCheckpoint`` read, is filled on all. A logger that fails makes a
     warning, and training goes on. Callbacks with a method ``receive_report`` hear of the report first.
     """
-    trainer.callback_metrics.update({str(tag): torch.tensor(value) for tag, value in report.scalars.items()})
+    # One storage for all: Lightning sends each storage by itself where it launched this process.
+    values = torch.tensor(list(report.scalars.values()))
+    trainer.callback_metrics.update({str(tag): value for tag, value in zip(report.scalars, values.unbind(), strict=True)})
+    _WRITTEN.setdefault(trainer, set()).update(report.scalars)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # its connector sets it
         if isinstance(callback, Listener):
             callback.receive_report(trainer, report)
     if trainer.is_global_zero:
         log_report(trainer.loggers, report)
+
+
+def leave_summaries(trainer: Trainer) -> None:
+    """Take readings of single layers out of ``trainer.callback_metrics`` where a launched process could not send them home.
+
+    ``ddp_spawn``, ``ddp_fork`` and ``ddp_notebook`` send it when training is over, through a pipe of 64 KiB that nobody
+    empties before the process ends: with more it would never end.
+    """
+    launcher = getattr(trainer.strategy, "launcher", None)
+    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(launcher).__mro__):
+        sent = BytesIO()
+        torch.save(dict(trainer.callback_metrics), sent)
+        for tag in _WRITTEN.pop(trainer, ()) if sent.tell() > _MOST_SENT else ():
+            if not tag.layer.endswith("_over_layers") and tag.group != "monitor":
+                trainer.callback_metrics.pop(str(tag), None)
 
 
 def log_report(loggers: Iterable[AnyLogger], report: Report) -> None:
