@@ -35,7 +35,12 @@ bench: .venv/.bench  ## Print the benchmarks' tables
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.collapse
 	$(BIN)/python -m benchmarks.features
-	$(BIN)/python -m benchmarks.share_of_training
+	$(BIN)/python -m benchmarks.krylov
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.dashboard
 	$(BIN)/python -m benchmarks.compare
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["gpt2_small_shapes", "mlp", "resnet18", "transformer"]
+__all__ = ["gpt2_small", "gpt2_small_shapes", "mlp", "resnet18", "resnet50", "transformer"]
 
 
 def mlp(width: int = 1024, classes: int = 10) -> nn.Module:
@@ -28,9 +28,30 @@ def resnet18(width: int = 64, classes: int = 10) -> nn.Module:
     return nn.Sequential(_normed_convolution(3, width), nn.ReLU(), *stages, *head)
 
 
+def resnet50(width: int = 64, classes: int = 1000) -> nn.Module:
+    """ResNet-50 for images of 224 x 224 pixels: 25.6 million parameters."""
+    blocks, fan_in = [], width
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        inner = width * 2**stage
+        for place in range(depth):
+            blocks.append(BottleneckBlock(fan_in, inner, stride=2 if stage and place == 0 else 1))
+            fan_in = 4 * inner
+    stem = [_normed_convolution(3, width, stride=2, kernel=7), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
+
+
 def transformer(width: int = 384, depth: int = 6, heads: int = 6, vocabulary: int = 103, context: int = 256) -> nn.Module:
     """A character-level language model, token numbers in and logits out: 10.8 million parameters."""
     return LanguageModel(width, depth, heads, vocabulary, context)
+
+
+def gpt2_small(width: int = 768, depth: int = 12, heads: int = 12, vocabulary: int = 50257, context: int = 1024) -> nn.Module:
+    """A language model of the sizes of GPT-2 small, its head the embedding of the tokens: 124 million parameters."""
+    model = LanguageModel(width, depth, heads, vocabulary, context)
+    for weight in (parameter for parameter in model.parameters() if parameter.dim() > 1):
+        nn.init.normal_(weight, std=0.02)
+    model.head.weight = model.tokens.weight
+    return model
 
 
 def gpt2_small_shapes(
@@ -54,6 +75,23 @@ class ResidualBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images to images, of 1/stride the height and width."""
         return functional.relu(self.second(functional.relu(self.first(images))) + self.shortcut(images))
+
+
+class BottleneckBlock(nn.Module):
+    """A 3 x 3 convolution between two of 1 x 1, the last to four times the channels, around a shortcut."""
+
+    def __init__(self, fan_in: int, inner: int, stride: int) -> None:
+        super().__init__()
+        self.first = _normed_convolution(fan_in, inner, kernel=1)
+        self.second = _normed_convolution(inner, inner, stride)
+        self.third = _normed_convolution(inner, 4 * inner, kernel=1)
+        same = stride == 1 and fan_in == 4 * inner
+        self.shortcut = nn.Identity() if same else _normed_convolution(fan_in, 4 * inner, stride, kernel=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to images, of 1/stride the height and width."""
+        inner = functional.relu(self.second(functional.relu(self.first(images))))
+        return functional.relu(self.third(inner) + self.shortcut(images))
 
 
 class LanguageModel(nn.Module):

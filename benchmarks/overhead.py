@@ -1,11 +1,11 @@
 """What the monitors cost a training run: all of them together, with default settings, and what others cost.
 
 Run ``python -m benchmarks.overhead``. Each model trains for 2,000 steps in a real Trainer with five monitors, which choose
-their own cadence. So that this takes minutes, steps that no monitor looks at are left out after the first twenty, and the clock
-moves on by the time that those have taken: all else, reports, windows and the steps in them, is done and timed. Seconds are
-what the monitors account for themselves (``monitor/share_of_training``) when 2,000 steps are over, ``end`` is what reports at
-the end of a training add. ``--real`` takes every step of the MLP, with monitors and without, and compares CPU times. Wall time
-on one thread.
+their own cadence. So that this takes minutes, steps that no monitor looks at are left out after the first twenty, and the
+clock moves on by the time that those have taken: all else, reports, windows and the steps in them, is done and timed.
+Seconds are what the monitors account for themselves (``monitor/share_of_training``) when 2,000 steps are over, ``end`` is
+what reports at the end of a training add. ``--real`` takes every step of the MLP, with monitors and without, and compares
+CPU times. Wall time on one thread.
 
 For comparison what one report of another tool adds, the median over turns with it and without, over 100 steps: ``svdvals`` of
 every weight or gradient as users write it, WeightWatcher's ``analyze``, and delve, which looks at every step.

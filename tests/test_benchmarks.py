@@ -3,10 +3,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rank_callbacks.catalog import MEASURES
 
 ROOT = Path(__file__).parents[1]
+MONITORS = ["weight_rank", "gradient_rank", "feature_rank", "neural_collapse", "rank_collapse"]
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,49 @@ def test_every_way_to_look_at_features_is_timed() -> None:
         "all rows",
         "delve",
     ]
+
+
+def printed(benchmark: str, *options: str) -> str:
+    """What ``python -m benchmarks.<benchmark>`` prints."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_leading_values_are_timed_and_held_to_their_bars() -> None:
+    output = printed("krylov", "--quick", "--models", "mlp")
+    assert {"96x96", "128x128", "256x256"} <= table(output, "Square matrices").keys()
+    bars = table(output, "Bars")
+    assert bars["training run, above"][0] == "<= 1e-06"
+    assert all(cells[-1] not in {"ok", "MISSED"} for cells in bars.values())
+
+
+def test_every_monitor_accounts_for_its_time() -> None:
+    rows = table(printed("overhead", "--quick"), "MLP 784-16x4-10")
+    assert [*MONITORS, "all"] == list(rows)[1:7]
+    assert all(rows[name][3].endswith("%") for name in MONITORS)
+
+
+def test_sharing_among_many_processes_is_counted() -> None:
+    rows = table(printed("scale", "--quick"), "all spectra")
+    assert list(rows) == ["1", "8", "64", "256", "1024"]
+    assert float(rows["1024"][0]) < float(rows["1"][0])
+
+
+def test_peaks_of_memory_are_compared() -> None:
+    rows = table(printed("memory", "--quick"), "MLP 784-16x4-10")
+    (reports, *peaks) = rows["all, every 8"]
+    assert int(reports) >= 2 * len(MONITORS)
+    assert len(peaks) == 4
+    assert float(rows["no monitor"][-2]) > 0
+
+
+def test_two_processes_are_compared_with_one() -> None:
+    (cells,) = table(printed("processes", "--quick"), "a report of exact spectra").values()
+    assert float(cells[2]) > 0
+    assert float(cells[3]) > 0
+
+
+def test_a_gpu_is_measured_only_where_there_is_one() -> None:
+    assert "--steps" in printed("gpu", "--help")
+    if not torch.cuda.is_available():
+        assert printed("gpu") == "No GPU here: nothing was measured.\n"

@@ -117,8 +117,9 @@ class CollapseWindow:
         self._hooks = PassHooks(model, weights, self._add)
 
     def close(self) -> None:
-        """Remove every hook."""
+        """Remove every hook, and let go of the window: hooks and it know each other, and would wait for the collector."""
         self._hooks.close()
+        self._inputs, self._deltas, self._gradients = {}, {}, {}
 
     def begin_batch(self, labels: Tensor, scale: float = 1.0) -> int:
         """Say whose rows pass next.

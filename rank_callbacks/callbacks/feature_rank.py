@@ -220,7 +220,8 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         rows = over_processes(hooks.samples, trainer)
         self._warn_of_missing(hooks, rows, step, why_unseen(trainer.lightning_module))
         parts = self._parts(rows)
-        values = _SingularValues()
+        kinds = {needs_centered(name) for name in self.measures if is_of_spectrum(name)}
+        values = _SingularValues(reused=len(kinds) == 2)
         spectra = {centered: self._spectra(trainer, parts, values, centered) for centered in (False, True)}
         arrays: dict[Tag, MatrixSpectrum] = {}
         for centered, name in ((False, "spectrum"), (True, "centered_spectrum")):
@@ -317,7 +318,8 @@ def _by_depth(spectra: Mapping[str, Spectrum], order: Sequence[str]) -> dict[str
 class _SingularValues:
     """Of features, raw and then centred, from one product of each matrix where that serves both."""
 
-    def __init__(self) -> None:
+    def __init__(self, reused: bool) -> None:
+        self._reused = reused
         self._moments: dict[Part, SecondMoments] = {}
 
     def __call__(self, parts: Mapping[Part, Tensor], centered: bool) -> dict[Part, Tensor]:
@@ -328,6 +330,9 @@ class _SingularValues:
             return rows.new_full((min(rows.shape),), torch.nan)
         if len(rows) < rows.shape[1]:
             return functional.feature_singular_values(rows, centered)
-        if part not in self._moments:
-            self._moments[part] = functional.second_moments(rows)
-        return moment_singular_values(self._moments[part], centered)
+        moments = self._moments.pop(part, None)
+        if moments is None:
+            moments = functional.second_moments(rows)
+        if self._reused and not centered:
+            self._moments[part] = moments
+        return moment_singular_values(moments, centered)

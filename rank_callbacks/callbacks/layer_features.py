@@ -73,8 +73,9 @@ class LayerFeatures:
         self._hooks = OutputHooks(layers, self._receive)
 
     def close(self) -> None:
-        """Remove every hook."""
+        """Remove every hook, and let go of the rows: hooks and this know each other, and would wait for the collector."""
         self._hooks.close()
+        self.clear()
 
     def clear(self) -> None:
         """Forget every row, but not which layers were refused."""

@@ -58,9 +58,7 @@ def class_mean_gradient(inputs: ClassMoments, deltas: ClassMoments, steps: float
     Raises:
         ValueError: If the two do not have the same number of rows in each class.
     """
-    if not torch.equal(inputs.counts, deltas.counts):
-        raise ValueError("Expected as many inputs as output gradients in each class, got different numbers.")
-    return (deltas.means * inputs.counts[:, None]).mT @ inputs.means / steps
+    return _mean_deltas(inputs, deltas, steps) @ inputs.means
 
 
 def rank_collapse_certificates(
@@ -97,10 +95,10 @@ def rank_collapse_certificates(
     """
     if weight_decay < 0:
         raise ValueError(f"Expected weight_decay from 0, got {weight_decay}.")
-    means = class_mean_gradient(inputs, deltas, steps)
-    squares = means.new_zeros(4)
-    for wide, slope, mean in _row_parts(weight, gradient, means):
-        penalty = weight_decay * wide
+    weighted = _mean_deltas(inputs, deltas, steps)
+    squares = weighted.new_zeros(4)
+    for wide, slope, some in _row_parts(weight, gradient, weighted):
+        penalty, mean = weight_decay * wide, some @ inputs.means  # all of M would take twice the memory of W
         parts = (slope - mean, slope + penalty, penalty + mean, wide)
         squares += torch.stack([part.flatten().dot(part.flatten()) for part in parts])
     within, residual, joint, norm = squares.sqrt()
@@ -140,6 +138,13 @@ def alignment_bound(weight: Tensor, means: Tensor) -> Tensor:
     multiple = torch.where(square > 0, product / square, 0)
     apart = (wide - multiple * mean for wide, mean in _row_parts(weight, means))
     return torch.stack([torch.linalg.matrix_norm(part) for part in apart]).norm()
+
+
+def _mean_deltas(inputs: ClassMoments, deltas: ClassMoments, steps: float) -> Tensor:
+    """n_k δ̄_k/S in the columns, shape ``(m, K)``: what times the z̄_k is M."""
+    if not torch.equal(inputs.counts, deltas.counts):
+        raise ValueError("Expected as many inputs as output gradients in each class, got different numbers.")
+    return (deltas.means * (inputs.counts / steps)[:, None]).mT
 
 
 def _products(weight: Tensor, means: Tensor) -> Tensor:
