@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -42,6 +43,10 @@ MEASURES = ("effective_rank", "stable_rank", "numerical_rank_1e-2")
 REPORTS = 4  # after the first
 # Mean and standard deviation of the pixels of MNIST. Images from 0 to 1 train more slowly, and leave other ranks.
 PIXELS = (0.1307, 0.3081)
+# Runs of one process read the images, which are text, once.
+_IMAGES = cache(images)
+# In runs of fifteen seconds full charts are worth more than seconds: nobody needs to be warned of them.
+_MOST_OVERHEAD = 1.0
 
 
 @dataclass
@@ -115,7 +120,7 @@ def train(setting: Setting, folder: Path, loggers: Sequence[Logger] = ()) -> flo
 
 def images_of(seed: int) -> tuple[TensorDataset, TensorDataset]:
     """Standardised images to train on and to test on, from a permutation of all that the seed draws."""
-    parts = images()
+    parts = _IMAGES()
     order = torch.randperm(len(ConcatDataset(parts)), generator=torch.Generator().manual_seed(seed))
     pixels, labels = (torch.cat(tensors)[order] for tensors in zip(*(part.tensors for part in parts), strict=True))
     pixels = (pixels - PIXELS[0]) / PIXELS[1]
@@ -134,9 +139,9 @@ def monitors(steps: int, epochs: int) -> list[Callback]:
     """
     every = steps * math.ceil(epochs / REPORTS)
     return [
-        WeightRankMonitor(MEASURES, every_n_steps=every),
-        NeuralCollapseMonitor(CLASSES, every_n_steps=every, window=steps),
-        RankCollapseMonitor(CLASSES, every_n_steps=every, window=steps),
+        WeightRankMonitor(MEASURES, every_n_steps=every, max_overhead=_MOST_OVERHEAD),
+        NeuralCollapseMonitor(CLASSES, every_n_steps=every, max_overhead=_MOST_OVERHEAD, window=steps),
+        RankCollapseMonitor(CLASSES, every_n_steps=every, max_overhead=_MOST_OVERHEAD, window=steps),
         RankDashboard(columns=["accuracy"]),
         TruncationMonitor(every_n_epochs=epochs),
     ]

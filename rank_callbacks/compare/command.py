@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rank_callbacks.compare.cells import ABOUT_SEEDS
 from rank_callbacks.compare.choice import check_hyperparameter
 from rank_callbacks.compare.final import final_table
 from rank_callbacks.compare.load import read_runs
 from rank_callbacks.compare.long_table import SUFFIXES, write_long_table
 from rank_callbacks.compare.run import Run
-from rank_callbacks.compare.seeds import over_seeds
+from rank_callbacks.compare.seeds import SEED, alike, over_seeds
 from rank_callbacks.compare.soundness import problems
 from rank_callbacks.compare.terminal import print_table
 from rank_callbacks.garbage import uncollected
@@ -58,9 +59,9 @@ def _add_choices(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--seed",
         nargs="?",
-        const="seed",
+        const=SEED,
         metavar="NAME",
-        help="average over runs that differ in it alone (seed)",
+        help=f"a row for runs that differ in it alone, their mean with its 95 %% interval ({SEED})",
     )
     parser.add_argument(
         "--any-length", action="store_true", help="runs that end before others have finished, as early stopping leaves them"
@@ -102,7 +103,7 @@ def _compare(arguments: Namespace) -> None:
     _check(runs, arguments.x, arguments.accuracy, arguments.seed)
     _print(runs, x, arguments.accuracy, arguments.seed)
     for path in _with_table(arguments.out):
-        _write(runs, x, arguments.accuracy, path)
+        _write(runs, x, arguments.accuracy, arguments.seed, path)
         print(f"Wrote {path}")
 
 
@@ -118,9 +119,12 @@ def _check(runs: Sequence[Run], x: str | None, accuracy: str | None, seed: str |
 def _print(runs: Sequence[Run], x: str, accuracy: str | None, seed: str | None) -> None:
     columns, rows = final_table(runs, x, accuracy)
     wrong = problems(runs, x)
-    sound = {name for name, sentences in wrong.items() if not sentences}
     told = {run.name: [*wrong[run.name], *run.remarks] for run in runs}
-    print_table(columns, over_seeds(rows, runs, sound, seed) if seed else rows, told, sys.stdout)
+    if seed:
+        groups = alike([run for run in runs if not wrong[run.name]], x, seed)
+        print_table(columns, over_seeds(rows, groups), told, sys.stdout, ABOUT_SEEDS)
+    else:
+        print_table(columns, rows, told, sys.stdout)
 
 
 def _with_table(paths: Sequence[Path]) -> list[Path]:
@@ -130,10 +134,10 @@ def _with_table(paths: Sequence[Path]) -> list[Path]:
     return [each for path in paths for each in (path, path.with_suffix(".csv"))]
 
 
-def _write(runs: Sequence[Run], x: str, accuracy: str | None, path: Path) -> None:
+def _write(runs: Sequence[Run], x: str, accuracy: str | None, seed: str | None, path: Path) -> None:
     if path.suffix in SUFFIXES:
         write_long_table(runs, path)
         return
     from rank_callbacks.compare.report import report
 
-    path.write_text(report(runs, x, accuracy), encoding="utf-8")
+    path.write_text(report(runs, x, accuracy, seed), encoding="utf-8")

@@ -112,7 +112,7 @@ def write_long_table(runs: Sequence[Run], path: Path) -> None:
     try:
         long_table(runs).to_parquet(path, index=False)
     except ImportError as missing:
-        raise ImportError("A table in Parquet needs pandas and pyarrow: pip install pandas pyarrow.") from missing
+        raise ImportError("A table in Parquet needs pandas and pyarrow: pip install 'rank-callbacks[parquet]'.") from missing
 
 
 def _write_csv(runs: Sequence[Run], path: Path) -> None:

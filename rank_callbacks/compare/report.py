@@ -8,9 +8,11 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
+from rank_callbacks.compare.cells import ABOUT_SEEDS, cell_text
 from rank_callbacks.compare.final import Cell, final_table
 from rank_callbacks.compare.run import Run
 from rank_callbacks.compare.sections import Chart, Section, sections
+from rank_callbacks.compare.seeds import SEED, Spread, alike, over_seeds
 from rank_callbacks.compare.soundness import problems
 from rank_callbacks.compare.summary import summary
 
@@ -24,17 +26,20 @@ _ABOUT = (
 )
 
 
-def report(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = None) -> str:
+def report(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = None, seed: str | None = None) -> str:
     """The text of ``report.html``: a summary in words, a table of all runs, what is wrong with some, and the charts.
 
     It holds plotly's JavaScript, about 5 MB, and loads nothing. Runs with a problem are named with it and shown in the table
-    and in charts of single runs, and enter no mean, fit or front; what is only odd is named as well. Names and hyperparameters
-    show as they are written, markup among them. It is light or dark as the reader's system is, and light on paper.
+    and in charts of single runs, and enter no mean, fit or front; what is only odd is named as well. The trade-off is one of
+    means over seeds, and charts of single runs show the first: seeds are runs that differ in ``seed`` alone, or where none is
+    given in the hyperparameter of that name. Names and hyperparameters show as they are written, markup among them. It is
+    light or dark as the reader's system is, and light on paper.
 
     Args:
         runs: All that were found; their names are unique.
         x: The hyperparameter that they are compared by.
         accuracy: Name of the metric; None for the one that most runs have of those whose name holds "acc".
+        seed: Give the table a row for runs that differ in this alone, with their rows folded below; None for a row a run.
 
     Raises:
         ValueError: If there is no run.
@@ -47,14 +52,15 @@ def report(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = 
     """
     if not runs:
         raise ValueError("Expected runs to compare, got none. Give a folder with logs of the monitors.")
-    shown = sections(runs, x, accuracy)
+    shown = sections(runs, x, accuracy, seed or SEED)
     figures = {f"figure-{place}": chart for place, chart in enumerate(chart for part in shown for chart in part.charts)}
     of_chart = {id(chart): name for name, chart in figures.items()}
+    wrong = problems(runs, x)
     body = [
         f"<h1>Ranks of {len(runs)} run{'' if len(runs) == 1 else 's'}</h1>",
-        *_summary(summary(runs, x, accuracy)),
-        *_table(*final_table(runs, x, accuracy)),
-        *_problems(problems(runs, x)),
+        *_summary(summary(runs, x, accuracy, seed or SEED)),
+        *_tables(runs, x, accuracy, seed, wrong),
+        *_problems(wrong),
         *_remarks(runs),
         *(line for section in shown for line in _section(section, of_chart)),
     ]
@@ -67,23 +73,38 @@ def _summary(sentences: Sequence[str]) -> Iterator[str]:
     yield "</ul>"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
+def _tables(
+    runs: Sequence[Run], x: str, accuracy: str | None, seed: str | None, wrong: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """A row a run; or a row a setting, and the runs folded below."""
+    columns, rows = final_table(runs, x, accuracy)
+    if seed is None:
+        yield from _table(columns, rows)
+    else:
+        yield from _table(columns, over_seeds(rows, alike([run for run in runs if not wrong[run.name]], x, seed)))
+    yield f'<p class="about">{escape(_ABOUT)}{f" {ABOUT_SEEDS}" if seed else ""}</p>'
+    if seed is not None:
+        yield f"<details><summary>Each of the {len(runs)} runs</summary>"
+        yield from _table(columns, rows)
+        yield "</details>"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell | Spread]]) -> Iterator[str]:
     yield '<div class="wide"><table><thead><tr>'
     yield from (f"<th>{escape(column)}</th>" for column in columns)
     yield "</tr></thead><tbody>"
     for row in rows:
         yield f"<tr>{''.join(map(_cell, row, columns))}</tr>"
-    yield f'</tbody></table></div><p class="about">{escape(_ABOUT)}</p>'
+    yield "</tbody></table></div>"
 
 
-def _cell(value: Cell, column: str) -> str:
-    if value is None:
-        return "<td>–</td>"
-    if isinstance(value, str | bool):
-        return f"<td>{escape(str(value))}</td>"
-    if not math.isfinite(value):
-        return f'<td class="wrong">{"NaN" if math.isnan(value) else value}</td>'
-    return f"<td>{value:.2%}</td>" if column == "share of time" else f"<td>{value:.4g}</td>"
+def _cell(value: Cell | Spread, column: str) -> str:
+    if isinstance(value, Spread):
+        mean, *within = cell_text(value, column).split(" ", 1)
+        return f"<td>{escape(mean)}<small>{escape(''.join(within))}</small></td>"
+    is_wrong = isinstance(value, float) and not math.isfinite(value)
+    kind = ' class="wrong"' if is_wrong else ""
+    return f"<td{kind}>{escape(cell_text(value, column))}</td>"
 
 
 def _problems(wrong: Mapping[str, Sequence[str]]) -> Iterator[str]:

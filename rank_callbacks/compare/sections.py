@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from rank_callbacks.compare.compression import compression
 from rank_callbacks.compare.final import accuracy_name, final_accuracy, in_order_of, last_readings, mean_over_layers
 from rank_callbacks.compare.law import Law, law
+from rank_callbacks.compare.network_order import layer_places
 from rank_callbacks.compare.run import Run
+from rank_callbacks.compare.seeds import SEED, alike
 from rank_callbacks.compare.soundness import sound
 from rank_callbacks.figures import Figure, collapse, depth_profile, gradient_bound, how_to_read, spectrum, sweep
 from rank_callbacks.figures.layer_sweep import layer_sweep
@@ -36,6 +38,18 @@ _MOST_RUNS = 8
 _HIGH = 620
 _LINE = "The dashed line is of least squares, its slope with the 95 % interval; slope 1 is a distance in proportion to TCV/λ."
 _RANK = ("weight_rank", "effective_rank")
+_BARS = (
+    "In the first chart the bar of a mark is the 95 % interval of its mean by Student's t, in the second it reaches from the "
+    "lowest run to the highest. A single run has none."
+)
+_MEANS = (
+    "A large mark is the mean of runs that differ in their seed alone, its bars 95 % intervals by Student's t, and a small "
+    "one is a run"
+)
+_STEPS = (
+    "No mark of the same kind lies both above one on the line of steps and to its left; as far as that line is level the "
+    "network can lose rank for nothing."
+)
 _TRUNCATION = (
     "In every weight the singular values up to the tolerance, a share of the largest, are set to zero. A curve that stays "
     "level far to the right is of a network that needs few of its directions: two thin factors in place of each matrix would "
@@ -75,23 +89,32 @@ class Section(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def sections(runs: Sequence[Run], x: str, accuracy: str | None = None) -> list[Section]:
+def sections(runs: Sequence[Run], x: str, accuracy: str | None = None, seed: str = SEED) -> list[Section]:
     """All sections. Means, fit and front are of the sound runs only; charts of single runs show all that have readings.
 
     Args:
         runs: All that were found.
         x: A hyperparameter.
         accuracy: Name of the metric; None for the one that ``accuracy_name`` finds.
+        seed: The hyperparameter in which runs of one setting differ.
     """
     every, good = in_order_of(runs, x), in_order_of(sound(runs, x), x)
-    name = accuracy or accuracy_name(every)
-    return [_rank(good, x, name), _tradeoff(good, x, name), _allowed(good, x), _collapse(good), *_of_single_runs(every, x)]
+    name, groups = accuracy or accuracy_name(every), alike(good, x, seed)
+    together = [_rank(good, x, name), _tradeoff(good, groups, x, name), _allowed(good, x), _collapse(good)]
+    return [*together, *_of_single_runs(every, groups, x)]
 
 
-def _of_single_runs(every: Sequence[Run], x: str) -> list[Section]:
-    some = thinned([run for run in every if run.rows or run.spectra], _MOST_RUNS)
-    left = sum(bool(run.rows or run.spectra) for run in every) - len(some)
-    notes = [f"{len(some)} runs are drawn, evenly along {x}; {left} more are not, for want of room."] if left else []
+def _of_single_runs(every: Sequence[Run], groups: Sequence[Sequence[Run]], x: str) -> list[Section]:
+    """Of each setting the run with the first seed, and all that are not compared."""
+    other_seeds = {run.name for group in groups for run in group[1:]}
+    drawable = [run for run in every if run.rows or run.spectra]
+    firsts = [run for run in drawable if run.name not in other_seeds]
+    some, notes = thinned(firsts, _MOST_RUNS), []
+    if len(firsts) < len(drawable):
+        notes.append(f"Of runs that differ in their seed alone the first is drawn: {len(firsts)} of {len(drawable)} runs.")
+    if len(some) < len(firsts):
+        left = len(firsts) - len(some)
+        notes.append(f"{len(some)} runs are drawn, evenly along {x}; {left} more are not, for want of room.")
     return [_spectra(some, notes), _depths(some, notes), _gradients(some, notes)]
 
 
@@ -100,25 +123,23 @@ def _rank(good: Sequence[Run], x: str, accuracy: str | None) -> Section:
     chosen = {run.name: {x: settings[run.name]} for run in good}
     accuracies = _accuracies(good, accuracy)
     charts = [
-        _chart("Each layer", lambda: layer_sweep(rows, settings, x)),
+        _chart("Each layer", lambda: layer_sweep(rows, settings, x, places=layer_places(good))),
         _chart("Rank, accuracy and neural collapse", lambda: sweep(rows, chosen, x, accuracies=accuracies)),
     ]
-    seeds = " In the first chart a bar is the 95 % interval of the mean over seeds, in the second their range."
     notes = _lacking(accuracies, good, "a final accuracy, and so in no mean of it") if accuracies else []
-    return Section(f"Rank against {x}", how_to_read("sweep", *_RANK) + seeds, charts, notes)
+    return Section(f"Rank against {x}", f"{how_to_read('layer_sweep', *_RANK)} {_BARS}", charts, notes)
 
 
-def _tradeoff(good: Sequence[Run], x: str, accuracy: str | None) -> Section:
+def _tradeoff(good: Sequence[Run], groups: Sequence[Sequence[Run]], x: str, accuracy: str | None) -> Section:
     measured = {run.name: mean_over_layers(last_readings(run), *_RANK) for run in good}
     ranks = {name: rank for name, rank in measured.items() if rank is not None}
     accuracies, settings = _accuracies(good, accuracy), {run.name: run.hyperparameters[x] for run in good}
-    about = (
-        f"Each mark is a run, dark for a small {x}. No run has both a lower rank and a higher accuracy than one on the line "
-        f"of steps; as far as that line is level the network can lose rank for nothing."
-    )
+    names = [[run.name for run in group] for group in groups]
+    mark = _MEANS if any(len(group) > 1 for group in names) else "Each mark is a run"
+    about = f"{mark}; a dark one has a small {x}. {_STEPS}"
     without = [run.name for run in good if run.name not in accuracies or run.name not in ranks]
     notes = [f"Without a final accuracy or rank, and so not drawn: {', '.join(without)}."] if without else []
-    charts = [_chart("Trade-off", lambda: tradeoff(ranks, accuracies, settings, x, accuracy or "accuracy"))]
+    charts = [_chart("Trade-off", lambda: tradeoff(ranks, accuracies, settings, x, accuracy or "accuracy", names))]
     return Section("Rank against accuracy", about, charts, notes)
 
 
@@ -163,7 +184,8 @@ def _collapse(good: Sequence[Run]) -> Section:
     except ValueError as error:
         found = None
         notes = [f"No line is fitted. {error}"]
-    chart = _chart("Distance to rank K", lambda: _with_line(collapse(rows), found))
+    places = layer_places(good, "rank_collapse")
+    chart = _chart("Distance to rank K", lambda: _with_line(collapse(rows, places=places), found))
     return Section("Does the law of rank collapse hold?", f"{how_to_read('collapse')} {_LINE}", [chart], notes)
 
 
@@ -201,7 +223,7 @@ def _interval(found: Law) -> str:
 
 def _spectra(some: Sequence[Run], notes: Sequence[str]) -> Section:
     tags = {tag for run in some for tag in run.spectra if tag[:2] == ("weight_rank", "spectrum")}
-    layers = in_order((tag.layer for tag in sorted(tags)), _rows(some), "weight_rank")
+    layers = in_order((tag.layer for tag in sorted(tags)), _rows(some), "weight_rank", layer_places(some))
     charts = [_spectrum(some, Tag("weight_rank", "spectrum", layer), folded=place > 0) for place, layer in enumerate(layers)]
     return Section("Spectra at the end of each run", how_to_read("spectrum"), charts or [_no_spectra()], notes)
 
@@ -222,7 +244,7 @@ def _spectrum(some: Sequence[Run], tag: Tag, folded: bool) -> Chart:
 def _depths(some: Sequence[Run], notes: Sequence[str]) -> Section:
     rows = _rows(some)
     charts = [
-        _chart("Weights", lambda: depth_profile(rows, *_RANK)),
+        _chart("Weights", lambda: depth_profile(rows, *_RANK, layer_places(some))),
         _chart("Features", lambda: depth_profile(rows, "feature_rank", "effective_rank")),
     ]
     return Section("Depth profiles", how_to_read("depth_profile"), charts, notes)
@@ -230,7 +252,8 @@ def _depths(some: Sequence[Run], notes: Sequence[str]) -> Section:
 
 def _gradients(some: Sequence[Run], notes: Sequence[str]) -> Section:
     rows = _rows(some)
-    chart = _chart("Gradient rank", lambda: gradient_bound(rows, [run.name for run in some]))
+    names, places = [run.name for run in some], layer_places(some, "gradient_rank")
+    chart = _chart("Gradient rank", lambda: gradient_bound(rows, names, places=places))
     return Section("Gradient rank against its bound", how_to_read("gradient_bound"), [chart], notes)
 
 

@@ -10,9 +10,10 @@ from statistics import fmean
 from rank_callbacks.compare.final import accuracy_name, final_accuracy, in_order_of, last_readings, mean_over_layers
 from rank_callbacks.compare.law import Law, law
 from rank_callbacks.compare.run import Run
+from rank_callbacks.compare.seeds import SEED, alike
 from rank_callbacks.compare.soundness import sound
 from rank_callbacks.figures.selection import OVER_LAYERS
-from rank_callbacks.figures.tradeoff import pareto_front
+from rank_callbacks.figures.tradeoff import Traded, over_seeds, pareto_front
 from rank_callbacks.figures.truncation import Truncated, truncations
 from rank_callbacks.rows import Row
 from rank_callbacks.tags import Tag
@@ -26,7 +27,7 @@ _ROUNDING = 1e-5
 _POINT = 0.01
 
 
-def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = None) -> list[str]:
+def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None = None, seed: str = SEED) -> list[str]:
     """What the runs show, a sentence or two on each subject.
 
     These are: how many can be compared, rank and accuracy from the least to the greatest ``x``, the best trade-off, what
@@ -37,6 +38,7 @@ def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None =
         runs: All that were found.
         x: A hyperparameter.
         accuracy: Name of the metric; None for the one that ``accuracy_name`` finds.
+        seed: The hyperparameter in which runs of one setting differ.
 
     Example:
         >>> summary([Run("a", "csv", {}, [], {}, {})])
@@ -51,10 +53,11 @@ def summary(runs: Sequence[Run], x: str = "weight_decay", accuracy: str | None =
     last = {run.name: last_readings(run) for run in good}
     ranks = {run: rank for run, of_run in last.items() if (rank := mean_over_layers(of_run, *_RANK)) is not None}
     settings = {run.name: run.hyperparameters[x] for run in good}
+    groups = [[run.name for run in group] for group in alike(good, x, seed)]
     return [
         _counted(runs, good, settings, x),
         *_moved(last, ranks, accuracies, settings, x),
-        *_traded(ranks, accuracies, settings, x),
+        *_traded(over_seeds(ranks, accuracies, groups), settings, x),
         *_truncated(chain.from_iterable(run.rows for run in good), settings, x),
         *_lawful(good),
         *_certified(last),
@@ -111,24 +114,37 @@ def _most_moved(last: Mapping[str, Mapping[Tag, float]], ends: Sequence[Sequence
     return f" (most in {layer}: {moves[layer][0]:.3g} to {moves[layer][1]:.3g})"
 
 
-def _traded(
-    ranks: Mapping[str, float], accuracies: Mapping[str, float], settings: Mapping[str, float | str], x: str
-) -> Iterator[str]:
-    """The lowest rank that costs next to nothing."""
-    front = pareto_front(ranks, accuracies)
+def _traded(traded: Mapping[str, Traded], settings: Mapping[str, float | str], x: str) -> Iterator[str]:
+    """The lowest rank that costs next to nothing, of means where seeds differ."""
+    front = pareto_front({run: one.rank for run, one in traded.items()}, {run: one.accuracy for run, one in traded.items()})
     if not front:
         return
-    best = front[-1]
-    point = _POINT if accuracies[best] <= 1 else 100 * _POINT  # however the accuracy is written
-    cheapest = next(run for run in front if accuracies[run] >= accuracies[best] - point)
-    of_best = f"the best accuracy is {accuracies[best]:.3g}, at rank {ranks[best]:.3g} ({x} {_number(settings[best])})"
-    both = len(ranks.keys() & accuracies.keys())
-    text = f"{len(front)} of {both} runs are on the Pareto front of low rank and high accuracy: {of_best}"
-    if cheapest == best:
-        yield f"{text}; no run of lower rank is within 1 point of it."
+    best, least = traded[front[-1]], traded[front[-1]].accuracy
+    point = _POINT if least <= 1 else 100 * _POINT  # however the accuracy is written
+    cheapest = next(run for run in front if traded[run].accuracy >= least - point)
+    is_mean = any(len(one.runs) > 1 for one in traded.values())
+    what = "settings, as means over seeds with 95 % intervals," if is_mean else "runs"
+    text = f"{len(front)} of {len(traded)} {what} are on the Pareto front of low rank and high accuracy: the best accuracy is "
+    text += f"{_accuracy(best)}, at rank {best.rank:.3g} ({x} {_number(settings[front[-1]])}{_seeds(best)})"
+    if cheapest == front[-1]:
+        yield f"{text}; no {'setting' if is_mean else 'run'} of lower rank is within 1 point of it."
     else:
-        less = f"{x} {_number(settings[cheapest])}, at rank {ranks[cheapest]:.3g} and accuracy {accuracies[cheapest]:.3g}"
-        yield f"{text}; the lowest rank within 1 point of it has {cheapest} ({less})."
+        yield f"{text}; the lowest rank within 1 point of it has {_cheapest(cheapest, traded[cheapest], settings, x)}."
+
+
+def _cheapest(name: str, one: Traded, settings: Mapping[str, float | str], x: str) -> str:
+    setting = f"{x} {_number(settings[name])}"
+    less = f"at rank {one.rank:.3g} and accuracy {_accuracy(one)}{_seeds(one)}"
+    return f"{name} ({setting}, {less})" if len(one.runs) == 1 else f"{setting} ({less})"
+
+
+def _accuracy(one: Traded) -> str:
+    """How certain a mean is belongs to it: a point may be less than that."""
+    return f"{one.accuracy:.3g}" + ("" if one.accuracy_half is None else f" ± {one.accuracy_half:.2g}")
+
+
+def _seeds(one: Traded) -> str:
+    return f", {len(one.runs)} seeds" if len(one.runs) > 1 else ""
 
 
 def _truncated(rows: Iterable[Row], settings: Mapping[str, float | str], x: str) -> Iterator[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from rank_callbacks.compare.cells import cell_text
 from rank_callbacks.compare.final import Cell
 from rank_callbacks.compare.seeds import Spread
 
@@ -16,7 +16,11 @@ _WIDTH_OF_A_FILE = 240
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[Cell | Spread]], problems: Mapping[str, Sequence[str]], file: TextIO
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Cell | Spread]],
+    problems: Mapping[str, Sequence[str]],
+    file: TextIO,
+    about: str = "",
 ) -> None:
     """Print one row a run, then a line for each thing that is wrong with one. Markup in names is text.
 
@@ -25,6 +29,7 @@ def print_table(
         rows: Cells; None for what a run has not logged.
         problems: Sentences by name of the run.
         file: Where to.
+        about: A line under the table.
 
     Raises:
         ImportError: If rich is not installed.
@@ -40,29 +45,13 @@ def print_table(
     for place, heading in enumerate(columns):
         table.add_column(Text(_printable(heading)), justify="right" if place else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[Text(_text(cell, heading)) for cell, heading in zip(row, columns, strict=True)])
+        table.add_row(*[Text(_printable(cell_text(cell, heading))) for cell, heading in zip(row, columns, strict=True)])
     console.print(table)
+    if about:
+        console.print(Text(about), soft_wrap=True)
     for name, sentences in problems.items():
         for sentence in sentences:
             console.print(Text(f"{_printable(name)}: {_printable(sentence)}"), soft_wrap=True)
-
-
-def _text(cell: Cell | Spread, heading: str) -> str:
-    if cell is None:
-        return "–"
-    if isinstance(cell, str | bool):
-        return _printable(str(cell))
-    if isinstance(cell, tuple):
-        mean, spread, count = cell
-        within = "" if math.isnan(spread) else f" ± {_number(spread, heading)}"
-        return f"{_number(mean, heading)}{within} ({count})"
-    return _number(cell, heading)
-
-
-def _number(value: float, heading: str) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return f"{value:.2%}" if heading == "share of time" else f"{value:.4g}"
 
 
 def _printable(text: str) -> str:

@@ -13,7 +13,6 @@ __all__ = ["Traded", "over_seeds", "pareto_front", "tradeoff"]
 
 # More labels than these cover one another.
 _MOST_LABELS = 12
-_FAINT = 0.5
 _HOVER = "%{customdata}<br>effective rank %{x:.4g}, accuracy %{y:.4g}<extra></extra>"
 
 
@@ -105,7 +104,7 @@ def tradeoff(
 
     Dark colours are small settings, as in the chart of the distance to rank K. What lies right of the line or under it has a
     higher rank or a lower accuracy than need be. Runs that differ in their seed alone are one mark at their means, with bars
-    of their 95 % intervals, and a faint dot each: the line is of means.
+    of their 95 % intervals, and a small one each: the line is of means.
 
     Args:
         ranks: The mean effective rank, by run.
@@ -166,8 +165,7 @@ def _seeds(
         "mode": "markers",
         "x": [ranks[run] for _, run in runs],
         "y": [accuracies[run] for _, run in runs],
-        "marker": {"size": 6, "color": [colours[first] for first, _ in runs]},
-        "opacity": _FAINT,
+        "marker": {"size": 6, "color": [colours[first] for first, _ in runs], "line": {"color": GREY, "width": 1}},
         "customdata": [f"<b>{plain(run)}</b>" for _, run in runs],
         "hovertemplate": _HOVER,
     }

@@ -19,8 +19,8 @@ _Value: TypeAlias = "float | str"
 _ACCURACY, _SHARE = "accuracy_at_rtol_", "parameters_at_rtol_"
 _TOLERANCE = "tolerance, share of the largest singular value"
 _LEFT = "share of the parameters left"
-# Marks of one tolerance stand side by side, this factor apart: one over another their bars could not be told apart.
-_APART = 1.05
+# Marks of one tolerance stand side by side, or their bars would lie over one another: by this factor, all within another.
+_APART, _ALL_WITHIN = 1.05, 1.25
 
 
 class Truncated(NamedTuple):
@@ -148,7 +148,7 @@ def _by_rtol(
     along = SettingsAxis(point.rtol for points in curves.values() for point in points)
     lines = _lines(curves, x, height, lambda point: along.place(point.rtol))
     if along.drawn("")["type"] == "log":
-        lines = [_beside(line, place - (len(lines) - 1) / 2) for place, line in enumerate(lines)]
+        lines = _side_by_side(lines)
     as_trained = " (0: as trained)" if 0.0 in along.values else ""
     upright = axis(height, rangemode="tozero" if height == _LEFT else "normal")
     around = layout(title, xaxis=along.drawn(f"{_TOLERANCE}{as_trained}"), yaxis=upright, showlegend=True)
@@ -203,8 +203,11 @@ def _lines(
     ]
 
 
-def _beside(line: dict[str, Any], places: float) -> dict[str, Any]:
-    return line | {"x": [x * _APART**places for x in line["x"]]}
+def _side_by_side(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The middle one at the tolerance itself."""
+    last = len(lines) - 1
+    apart = min(_APART, _ALL_WITHIN ** (1 / max(1, last)))
+    return [line | {"x": [x * apart ** (place - last / 2) for x in line["x"]]} for place, line in enumerate(lines)]
 
 
 def _hover(point: _Point, height: str) -> str:

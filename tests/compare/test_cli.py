@@ -63,7 +63,7 @@ def test_where_chooses_runs(sweep: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_seeds_are_averaged(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = table(compare(capsys, sweep, "--seed"))
     assert [row[0] for row in rows] == ["wd=0,seed=0 and 1 more", "wd=0.01,seed=0 and 1 more"]
-    assert [row[3] for row in rows] == ["7.5 ± 0.7071 (2)", "3 ± 1.414 (2)"]
+    assert [row[3] for row in rows] == ["7.5 ± 6.4 (2)", "3 ± 13 (2)"]  # 12.706 · s / √2
 
 
 def test_a_wrong_run_is_named_and_not_averaged_in(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,8 +71,8 @@ def test_a_wrong_run_is_named_and_not_averaged_in(sweep: Path, capsys: pytest.Ca
     output = compare(capsys, sweep, "--seed")
     rows = {row[0]: row[3] for row in table(output)}
     assert rows == {
-        "wd=0,seed=0 and 1 more": "7.5 ± 0.7071 (2)",
-        "wd=0.01,seed=0 and 1 more": "3 ± 1.414 (2)",
+        "wd=0,seed=0 and 1 more": "7.5 ± 6.4 (2)",
+        "wd=0.01,seed=0 and 1 more": "3 ± 13 (2)",
         "failed": "NaN",
     }
     assert "failed: 1 of its 2 readings are NaN, the first at step 9" in output
@@ -105,6 +105,13 @@ def test_table_is_written_as_load_has_it(sweep: Path, capsys: pytest.CaptureFixt
     assert written.columns.tolist() == frame.columns.tolist()
     assert written.astype("str").to_numpy().tolist() == frame.astype("str").to_numpy().tolist()
     assert not path.with_suffix(".html").exists()
+
+
+def test_report_has_a_row_for_the_seeds_of_a_setting(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the table in the terminal."""
+    compare(capsys, sweep, "--seed", "--out", sweep.parent / "report.html")
+    page = (sweep.parent / "report.html").read_text()
+    assert "<td>wd=0,seed=0 and 1 more</td><td>0</td><td>0.9<small>± 0 (2)</small></td><td>7.5<small>± 6.4 (2)</small>" in page
 
 
 def test_report_brings_its_table(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

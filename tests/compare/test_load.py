@@ -133,7 +133,9 @@ def test_parquet_reads_back_as_the_table_was(runs: dict[str, Run], tmp_path: Pat
 def test_parquet_needs_its_package(runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pyarrow", "fastparquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match="A table in Parquet needs pandas and pyarrow: pip install pandas pyarrow"):
+    with pytest.raises(
+        ImportError, match=r"A table in Parquet needs pandas and pyarrow: pip install 'rank-callbacks\[parquet\]'"
+    ):
         write_long_table([runs["csv"]], tmp_path / "table.parquet")
 
 
@@ -204,6 +206,32 @@ def test_epochs_tell_the_length_where_all_have_them(tmp_path: Path) -> None:
         "large": [],
         "failed": ["Ends at epoch 6, others at 9: failed, stopped or still running."],
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "note"),
+    [
+        (["step,epoch,a", "9,0,2", "19,1,2", "29,2,2"], "epochs: 6", "Ends at epoch 2, with epochs=6: "),
+        (["step,epoch,a", "9,0,2", "59,5,2"], "max_epochs: 6", None),
+        # With an epoch or two between readings an end is not seen to the epoch.
+        (["step,epoch,a", "19,1,2", "39,3,2"], "max_epochs: 6", None),
+        (["step,epoch,a", "9,0,2", "19,1,2", "39,3,2"], "max_epochs: 6", None),
+        (["step,epoch,a", "9,0,2", "19,1,2", "39,3,2"], "max_epochs: 7", "Ends at epoch 3, with max_epochs=7: "),
+        (["step,a", "9,2", "19,2", "29,2"], "max_steps: 60", "Ends at step 29, with max_steps=60: "),
+        (["step,a", "9,2", "49,2", "59,2"], "max_steps: 60", None),
+        # Whichever limit comes first ends a run.
+        (["step,epoch,a", "9,0,2", "19,1,2", "29,2,2"], "max_epochs: 99\nmax_steps: 30", None),
+        (["step,epoch,a", "9,0,2", "19,1,2", "29,2,2"], "max_epochs: -1\nmax_steps: 30", None),
+        (["step,epoch,a", "9,0,2", "19,1,2", "29,2,2"], "max_epochs: many", None),
+        # May count anything, the steps of a diffusion among it.
+        (["step,epoch,a", "9,0,2", "19,1,2"], "num_steps: 1000", None),
+        (["step,a", "9,2", "19,2"], "epochs: 1000", None),
+    ],
+)
+def test_a_run_alone_that_ends_before_it_meant_to(rows: list[str], settings: str, note: str | None, tmp_path: Path) -> None:
+    rows_of_csv(tmp_path / "alone", *rows, settings=settings)
+    assert notes(tmp_path)["alone"] == ([] if note is None else [f"{note}failed, stopped or still running."])
+    assert [run.notes for run in read_runs(tmp_path, any_length=True)] == [[]]
 
 
 def test_runs_may_be_asked_to_have_any_length(tmp_path: Path) -> None:

@@ -148,6 +148,85 @@ def test_many_runs_are_thinned_and_it_is_said() -> None:
     assert spectra.notes == ["8 runs are drawn, evenly along weight_decay; 12 more are not, for want of room."]
 
 
+def seed_of(run: Run, seed: int, name: str) -> Run:
+    rows = [row._replace(run=name, value=row.value * (1 + seed / 100)) for row in run.rows]
+    return run._replace(name=name, rows=rows, hyperparameters={**run.hyperparameters, "seed": seed})
+
+
+def seeds_of(runs: list[Run], many: int = 3) -> list[Run]:
+    """Each run as often; the first seed is the last in the order of names."""
+    return [seed_of(run, seed, f"{run.name},{many - seed}") for run in runs for seed in range(many)]
+
+
+def test_table_has_a_row_a_setting_and_the_runs_folded_below() -> None:
+    page = Page(report(seeds_of(sweep_of()), seed="seed"))
+    tables = [place for place, (tag, _) in enumerate(page.elements) if tag == "table"]
+    rows = [
+        sum(tag == "tr" for tag, _ in page.elements[start:end]) for start, end in zip(tables, [*tables[1:], None], strict=True)
+    ]
+    assert rows == [1 + 3, 1 + 9]
+    assert ("details", {}) in page.elements[tables[0] : tables[1]]
+    # Ranks of 30 times 1, 1.01 and 1.02: their s is 0.3.
+    assert "30.3± 0.75 (3)" in page.text
+    assert "half of the 95 % interval of the mean over seeds" in page.text
+
+
+def test_an_odd_run_keeps_a_row_of_its_own() -> None:
+    runs = seeds_of(sweep_of())
+    page = Page(report([runs[0]._replace(notes=["failed"]), *runs[1:]], seed="seed"))
+    assert "(2)" in page.text
+    assert page.text.count("wd=0,3") > 2
+
+
+def test_of_seeds_the_first_is_in_charts_of_single_runs() -> None:
+    runs = seeds_of(sweep_of([0.001 * place for place in range(1, 21)]))
+    depths = section(runs, "Depth")
+    names = [trace["name"] for trace in json.loads(depths.charts[0].json)["data"]]
+    assert names[0] == "wd=0.001,3"
+    assert len(names) == 8
+    assert {name.partition(",")[2] for name in names} == {"3"}
+    assert depths.notes == [
+        "Of runs that differ in their seed alone the first is drawn: 20 of 60 runs.",
+        "8 runs are drawn, evenly along weight_decay; 12 more are not, for want of room.",
+    ]
+
+
+def test_trade_off_is_one_of_means() -> None:
+    found = section(seeds_of(sweep_of()), "against accuracy")
+    front, _, marks = json.loads(found.charts[0].json)["data"]
+    assert marks["x"] == pytest.approx([30.3, 15.15, 10.1])
+    assert front["x"] == pytest.approx([10.1, 15.15, 30.3])
+    assert found.help.startswith("A large mark is the mean")
+    assert section(sweep_of(), "against accuracy").help.startswith("Each mark is a run;")
+
+
+def test_help_tells_the_bars_of_each_chart() -> None:
+    text = section(sweep_of(), "Rank against weight").help
+    assert "its bar their range" not in text
+    assert "In the first chart the bar of a mark is the 95 % interval of its mean" in text
+
+
+def test_layers_are_in_the_order_of_the_network() -> None:
+    names = {"net.a.weight": "net.hidden.weight", "net.b.weight": "net.head.weight"}
+    renamed = [
+        run._replace(
+            kind="tensorboard",
+            rows=[row._replace(tag=row.tag._replace(layer=names.get(row.tag.layer, row.tag.layer))) for row in run.rows],
+            spectra={
+                tag._replace(layer=layer): next(iter(run.spectra.values())) for layer in names.values() for tag in run.spectra
+            },
+        )
+        for run in sweep_of()
+    ]
+    layers, *_ = section(renamed, "Rank against weight").charts
+    assert [line["name"] for line in json.loads(layers.json)["data"]] == ["hidden", "head"]
+    assert [chart.title for chart in section(renamed, "Spectra").charts] == ["net.hidden.weight", "net.head.weight"]
+    profile = json.loads(section(renamed, "Depth").charts[0].json)
+    assert profile["layout"]["xaxis"]["ticktext"] == ["hidden", "head"]
+    law = json.loads(section(renamed, "law").charts[0].json)["data"]
+    assert [trace["name"] for trace in law if trace.get("name") in {"hidden", "head"}] == ["hidden", "head"]
+
+
 def test_runs_without_accuracy_are_named() -> None:
     runs = [*sweep_of(), made_run("silent", 0.1, sweep_readings(), None)]
     assert section(runs, "against accuracy").notes == ["Without a final accuracy or rank, and so not drawn: silent."]

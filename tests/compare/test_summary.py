@@ -35,6 +35,51 @@ def test_seeds_are_a_mean() -> None:
     assert "rises from 0.915 to 0.925" in text
 
 
+def seeded(name: str, decay: float, seed: int, rank: float, accuracy: float, **more: float) -> Run:
+    run = made_run(name, decay, ranks(rank, rank), accuracy)
+    return run._replace(hyperparameters={"weight_decay": decay, "seed": seed, **more})
+
+
+# Settings a and b, of which a has one lucky seed.
+LUCKY = [
+    seeded("a0", 0.0, 0, 20.0, 0.99),
+    seeded("a1", 0.0, 1, 30.0, 0.91),
+    seeded("b0", 0.1, 0, 9.0, 0.955),
+    seeded("b1", 0.1, 1, 11.0, 0.945),
+]
+
+
+def test_means_over_seeds_are_judged_and_no_lucky_run() -> None:
+    assert sentence(LUCKY, "Pareto") == (
+        "1 of 2 settings, as means over seeds with 95 % intervals, are on the Pareto front of low rank and high accuracy: the "
+        "best accuracy is 0.95 ± 0.064, at rank 10 (weight_decay 0.1, 2 seeds); no setting of lower rank is within 1 point "
+        "of it."
+    )
+
+
+def test_lowest_rank_of_means_within_a_point() -> None:
+    cheap = [seeded("c0", 0.2, 0, 4.0, 0.95), seeded("c1", 0.2, 1, 6.0, 0.94)]
+    text = sentence([*LUCKY, *cheap], "Pareto")
+    assert text.endswith(
+        "the lowest rank within 1 point of it has weight_decay 0.2 (at rank 5 and accuracy 0.945 ± 0.064, 2 seeds)."
+    )
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_seeds() -> None:
+    runs = [run._replace(hyperparameters={**run.hyperparameters, "lr": float(run.name == "a0")}) for run in LUCKY[:3]]
+    assert "the best accuracy is 0.99, at rank 20 (weight_decay 0)" in sentence(runs, "Pareto")
+
+
+def test_a_seed_by_another_name() -> None:
+    runs = [
+        run._replace(hyperparameters={"weight_decay": run.hyperparameters["weight_decay"], "s": place})
+        for place, run in enumerate(LUCKY)
+    ]
+    assert "the best accuracy is 0.99" in sentence(runs, "Pareto")
+    (text,) = [text for text in summary(runs, seed="s") if "Pareto" in text]
+    assert text == sentence(LUCKY, "Pareto")
+
+
 def test_unsound_runs_are_counted_and_not_spoken_of() -> None:
     odd = made_run("odd", 0.1, ranks(1.0, 1.0), 0.999, notes=["still running"])
     texts = summary([*sweep_of(), odd])

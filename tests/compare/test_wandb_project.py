@@ -14,6 +14,9 @@ from rank_callbacks.compare.run import Run
 from rank_callbacks.tags import Tag
 from tests.compare.wandb_server import Logged, Refusal, logged_offline, serving
 
+# The real client, with its own service process, against a server of ours.
+pytestmark = pytest.mark.slow
+
 PROJECT = "wandb://entity/project"
 RANK = Tag("weight_rank", "effective_rank", "head.weight")
 

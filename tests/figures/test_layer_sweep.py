@@ -31,6 +31,12 @@ def test_a_line_a_layer() -> None:
     json.dumps(figure, allow_nan=False)
 
 
+def test_lines_are_in_the_order_of_the_network() -> None:
+    table = [rank(run, 5.0, layer) for run in SETTINGS for layer in ("net.head", "net.hidden2", "net.hidden1")]
+    places = {"net.hidden1": 0.0, "net.hidden2": 1.0, "net.head": 2.0}
+    assert [line["name"] for line in layer_sweep(table, SETTINGS, places=places)["data"]] == ["hidden1", "hidden2", "head"]
+
+
 def test_last_reading_counts_and_nan_is_none() -> None:
     table = [*TABLE, rank("b", 3.0, step=20), rank("c2", math.nan, step=20)]
     (line,) = layer_sweep(table, SETTINGS)["data"]

@@ -3,8 +3,9 @@ import math
 import random
 
 import pytest
+from scipy.stats import t
 
-from rank_callbacks.figures.tradeoff import pareto_front, tradeoff
+from rank_callbacks.figures.tradeoff import over_seeds, pareto_front, tradeoff
 
 
 def naive_front(ranks: dict[str, float], accuracies: dict[str, float]) -> set[str]:
@@ -41,6 +42,39 @@ def test_chart() -> None:
     assert (front["x"], front["y"]) == ([2.0, 5.0], [0.8, 0.9])
     assert (marks["x"], marks["y"]) == ([5.0, 2.0, 6.0], [0.9, 0.8, 0.7])
     assert marks["text"] == ["0.1", "0.2", "&lt;b&gt;"]
+    json.dumps(figure, allow_nan=False)
+
+
+# One lucky seed of a setting whose mean is beaten in both.
+SEEDS = {"a1": (20.0, 0.99), "a2": (30.0, 0.5), "a3": (25.0, 0.4), "b1": (9.0, 0.9), "b2": (11.0, 0.8)}
+ALIKE = [["a1", "a2", "a3"], ["b1", "b2"]]
+
+
+def of_seeds() -> tuple[dict[str, float], dict[str, float]]:
+    return {run: rank for run, (rank, _) in SEEDS.items()}, {run: accuracy for run, (_, accuracy) in SEEDS.items()}
+
+
+def test_means_and_intervals_over_seeds() -> None:
+    found = over_seeds(*of_seeds(), ALIKE)
+    assert {name: one[:2] for name, one in found.items()} == {"a1": (25, pytest.approx(0.63)), "b1": (10, pytest.approx(0.85))}
+    assert found["a1"].rank_half == pytest.approx(t.ppf(0.975, 2) * 5 / math.sqrt(3), rel=1e-3)
+    assert found["b1"].accuracy_half == pytest.approx(t.ppf(0.975, 1) * 0.05, rel=1e-3)
+
+
+def test_a_seed_without_accuracy_is_in_no_mean() -> None:
+    ranks, accuracies = of_seeds()
+    found = over_seeds(ranks, accuracies | {"b1": math.nan}, ALIKE)
+    assert found["b2"] == (11.0, 0.8, None, None, ("b2",))
+
+
+def test_front_is_of_means_where_seeds_differ() -> None:
+    figure = tradeoff(*of_seeds(), dict.fromkeys(SEEDS, 0.1), alike=ALIKE)
+    front, dots, marks = figure["data"]
+    assert (front["x"], front["y"]) == ([10.0], [pytest.approx(0.85)])
+    assert dots["x"] == [20.0, 30.0, 25.0, 9.0, 11.0]
+    assert marks["x"] == [25.0, 10.0]
+    assert marks["error_y"]["array"][1] == pytest.approx(t.ppf(0.975, 1) * 0.05, rel=1e-3)
+    assert marks["customdata"][0].startswith("<b>a1 and 2 more</b>")
     json.dumps(figure, allow_nan=False)
 
 

@@ -74,6 +74,15 @@ def test_tolerances_far_apart_are_on_a_log_axis_with_the_network_as_trained_unde
     assert figure["data"][0]["x"][0] == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize(("settings", "widest"), [(5, 1.05**4), (200, 1.25)])
+def test_curves_stand_side_by_side_on_a_log_axis(settings: int, widest: float) -> None:
+    truncated = {str(run): [Truncated(rtol, 0.9, 0.5) for rtol in (0.01, 0.1)] for run in range(settings)}
+    lines = size_by_tolerance(truncated, {run: float(run) for run in truncated})["data"]
+    first, last = lines[0]["x"], lines[-1]["x"]
+    assert [right / left for left, right in zip(first, last, strict=True)] == pytest.approx([widest] * 2)
+    assert [math.sqrt(left * right) for left, right in zip(first, last, strict=True)] == pytest.approx([0.01, 0.1])
+
+
 def test_accuracy_against_size() -> None:
     figure = accuracy_by_size(SWEEP, SETTINGS)
     assert figure["data"][1]["x"] == pytest.approx([1, 0.2, 0.04])
