@@ -11,7 +11,7 @@ demo: .venv/.demo  ## Train a weight-decay sweep on real images and watch its ra
 	$(BIN)/python -m examples.mnist_weight_decay
 
 test: .venv/.dev lint  ## Lint, check types, run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.dev .venv/.sweep  ## The tests that take more than half a minute
 	$(BIN)/python -m pytest -q -m slow

@@ -30,7 +30,7 @@ def test_the_monitor_tells_of_every_reading(rows, monitor, before):
         assert f"``{before}{name}" in monitor.__doc__, name
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", sorted(FEATURES))
 def test_the_monitor_takes_every_measure_of_features(name):
     feature_readings.check_measure(name)
 

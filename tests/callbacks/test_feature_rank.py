@@ -282,7 +282,7 @@ class TestValues:
             (["stable_rank", "centered_stable_rank"], {"spectrum", "centered_spectrum"}),
             (["dead_fraction"], set()),
         ],
-        ids=str,
+        ids=lambda one: " and ".join(sorted(one)) or "none",
     )
     def test_spectra_of_tensorboard(self, measures: list[str], arrays: set[str], tmp_path: Path) -> None:
         """Singular values over √N, so that their squares are mean energies."""
