@@ -17,6 +17,13 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def port_of_its_own() -> Iterator[None]:
+    """Lightning leaves the port of a training to those that follow, who would find it in use."""
+    yield
+    os.environ.pop("MASTER_PORT", None)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
