@@ -1,6 +1,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -31,9 +32,16 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What goes to Lightning's log, which does not propagate."""
-    log = logging.getLogger("pytorch_lightning")
-    log.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, "pytorch_lightning"):
+    """What goes to Lightning's log: that of the package which was imported last, and which may propagate or not."""
+    logs = [
+        logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+    ]
+    closed = [log for log in logs if not (log.propagate and (log.parent or log).propagate)]
+    with ExitStack() as levels:
+        for log in logs:
+            levels.enter_context(caplog.at_level(logging.INFO, log.name))
+        for log in closed:
+            log.addHandler(caplog.handler)
         yield caplog
-    log.removeHandler(caplog.handler)
+    for log in closed:
+        log.removeHandler(caplog.handler)
