@@ -61,7 +61,6 @@ class Cadence:
     Args:
         every_n_steps: ``"auto"``, a number of steps, or a schedule: a function of the step.
         max_overhead: Share of the training's time.
-        stopwatch: That times the monitor.
         shortest: Steps between reports that ``"auto"`` does not go below.
         at_start: Whether ``"auto"`` reports at step 0.
         part: Of its share that reports may take; the rest is ``credit`` for what need not be done at each.
@@ -74,7 +73,6 @@ class Cadence:
         self,
         every_n_steps: EveryNSteps,
         max_overhead: float,
-        stopwatch: Stopwatch,
         shortest: int = _SHORTEST,
         at_start: bool = True,
         part: float = 1.0,
@@ -89,7 +87,7 @@ class Cadence:
         self.schedule: int | Schedule = self if isinstance(every_n_steps, str) else every_n_steps
         self._told_to = self.schedule if callable(self.schedule) else every(self.schedule)
         self.max_overhead = max_overhead
-        self._stopwatch = stopwatch
+        self.stopwatch = Stopwatch()
         self._shortest = max(_SHORTEST, shortest)
         self._at_start, self._part = at_start, part
         self.forget()
@@ -113,7 +111,7 @@ class Cadence:
         self._monitor = monitor
         self.share = self.max_overhead / max(monitors, 1)
         self._cost = expected
-        self._stopwatch.restart()
+        self.stopwatch.restart()
         self._steps: deque[float] = deque(maxlen=4 * _TIMED)
         self._step: int | None = None
         self._noted = self._charged = 0.0
@@ -123,7 +121,7 @@ class Cadence:
         """Note that a batch of this step begins, and choose once enough have."""
         if step == self._step or (self._told and not self.is_auto):
             return
-        now = time.perf_counter() - self._stopwatch.total
+        now = time.perf_counter() - self.stopwatch.total
         if self._step is not None:
             self._steps.append(now - self._noted)
         self._noted, self._step = now, step
@@ -155,7 +153,7 @@ class Cadence:
         """
         if not self.is_auto or self._last_report is not None:
             return True
-        affords = of_first_process(seconds <= self.share * self._stopwatch.elapsed)
+        affords = of_first_process(seconds <= self.share * self.stopwatch.elapsed)
         if not affords and len(self._steps) >= _TIMED:
             self._cost = seconds
             self._choose()
@@ -163,7 +161,7 @@ class Cadence:
 
     def credit(self) -> float:
         """Seconds that the monitor's share of the time so far leaves beyond what the next report must take, here."""
-        return self.share * self._stopwatch.elapsed - self._stopwatch.total - self._cost
+        return self.share * self.stopwatch.elapsed - self.stopwatch.total - self._cost
 
     def reported(self, step: int, beyond: float = 0.0) -> None:
         """Note that a report ends; correct the choice by what it cost, or warn. A collective operation.
@@ -172,7 +170,7 @@ class Cadence:
             step: Of the report.
             beyond: Seconds of what it did beyond what each report must, within ``credit``.
         """
-        total = self._stopwatch.total
+        total = self.stopwatch.total
         self._cost, self._charged = total - self._charged - beyond, total
         self._last_report = step
         if not self.is_auto:
@@ -181,9 +179,10 @@ class Cadence:
             self._corrections -= 1
             self._choose()
 
-    def readings(self, monitor: str) -> dict[Tag, float]:
-        """The choice, once it is made."""
-        return {Tag("monitor", "every_n_steps", monitor): float(self.every_n_steps)} if self.every_n_steps else {}
+    def cost(self, monitor: str, step: int) -> dict[Tag, float]:
+        """What a report of this step has taken so far, as ``Stopwatch.cost``, and the cadence once it is chosen."""
+        chosen = {Tag("monitor", "every_n_steps", monitor): float(self.every_n_steps)} if self.every_n_steps else {}
+        return self.stopwatch.cost(monitor, step) | chosen
 
     def state_dict(self) -> dict[str, Any]:
         """The choice, and the step of the last report."""
@@ -209,7 +208,7 @@ class Cadence:
             )
 
     def _warn(self, step: int) -> None:
-        share = self._stopwatch.total / max(self._stopwatch.elapsed, 1e-9)
+        share = self.stopwatch.total / max(self.stopwatch.elapsed, 1e-9)
         if self._told or step < _SHOWN_BY or len(self._steps) < _TIMED or share <= max(_WORTH_A_WARNING, self.max_overhead):
             return
         self._told = True

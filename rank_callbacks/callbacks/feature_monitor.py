@@ -13,6 +13,7 @@ from rank_callbacks.callbacks.cadence import EveryNSteps
 from rank_callbacks.callbacks.lightning import is_last_validation, last_step, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.readings import check_scalars
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_data_parallel
 
@@ -61,8 +62,7 @@ class FeatureMonitor(Monitor, Generic[Hooks]):
         if isinstance(data, str) and data not in {"train", "val"}:
             raise ValueError(f"Expected data to be 'train', 'val' or a loader, got {data!r}.")
         check_loader(data)
-        if scalars not in {"auto", "all"}:
-            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        check_scalars(scalars)
         self.data = data
         # A loader is looked at in one step.
         self.windows = Windows(self.cadence.schedule, window if isinstance(data, str) else 1)

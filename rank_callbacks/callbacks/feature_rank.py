@@ -231,7 +231,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             warn_of_nan(unreadable(of_layers), step, self._warned)
             arrays |= spectra_by_tag(self.group, of_layers, name)
         scalars = self._readings(trainer, hooks, rows, spectra) | self._depths(hooks, rows)
-        write_report(trainer, Report(step, scalars | self._cost(self.group, step), arrays))
+        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), arrays))
 
     def _parts(self, rows: Mapping[str, SampledRows]) -> dict[Part, Tensor]:
         """Rows of layers, and of each class that has two."""

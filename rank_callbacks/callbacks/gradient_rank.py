@@ -155,7 +155,7 @@ class GradientRankMonitor(Monitor):
             step = step_axis(trainer)
             with self._stopwatch:
                 found = self._gradients.read(step)
-                scalars = found.scalars | self._cost("gradient_rank", step)
+                scalars = found.scalars | self.cadence.cost("gradient_rank", step)
                 write_report(trainer, Report(step, scalars, found.spectra, found.tables))
                 self._gradients.close()
             self.cadence.reported(step)

@@ -16,7 +16,16 @@ from rank_callbacks.callbacks.class_rank import check_integers, class_ranks
 from rank_callbacks.callbacks.gathering import shared_rounding_noise
 from rank_callbacks.callbacks.gradient_spectra import factor_spectra, leading_left_vectors, sketched_or_full
 from rank_callbacks.callbacks.processes import process_count
-from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
+from rank_callbacks.callbacks.readings import (
+    Spectrum,
+    check_scalars,
+    measured,
+    shows_layers,
+    spectra_by_tag,
+    tagged,
+    unreadable,
+    warn_of_nan,
+)
 from rank_callbacks.callbacks.sharing import shared_singular_values
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.functional import numerical_rank
@@ -78,8 +87,7 @@ class GradientReadings:
         for measure in measures:
             find_measure(measure)
         check_conv(conv)
-        if scalars not in {"auto", "all"}:
-            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        check_scalars(scalars)
         if subspace_rank is not None and (subspace_rank < 1 or subspace_rank % 1):
             raise ValueError(f"Expected subspace_rank to be None or a whole number from 1, got {subspace_rank}.")
         self.measures, self.layers, self.conv, self.scalars = list(measures), layers, conv, scalars

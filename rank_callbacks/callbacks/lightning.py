@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ def is_last_validation(trainer: Trainer) -> bool:
     between = min(trainer.val_check_batch or batches, batches)
     if between == batches:
         between *= trainer.check_val_every_n_epoch or 1
+    if math.isinf(between):
+        return False
     done = trainer.global_step / max(len(trainer.optimizers), 1)
     return 0 <= last_step(trainer) + 1 - done < between / trainer.accumulate_grad_batches
 

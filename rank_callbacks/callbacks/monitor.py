@@ -8,8 +8,6 @@ from pytorch_lightning import LightningModule, Trainer
 
 from rank_callbacks.callbacks.cadence import Cadence, EveryNSteps
 from rank_callbacks.callbacks.lightning import Callback, choosing_monitors
-from rank_callbacks.callbacks.stopwatch import Stopwatch
-from rank_callbacks.tags import Tag
 from rank_callbacks.writers import leave_summaries
 
 __all__ = ["Monitor"]
@@ -41,8 +39,8 @@ class Monitor(Callback):
         part: float = 1.0,
     ) -> None:
         super().__init__()
-        self._stopwatch = Stopwatch()
-        self.cadence = Cadence(every_n_steps, max_overhead, self._stopwatch, shortest or 1, at_start, part)
+        self.cadence = Cadence(every_n_steps, max_overhead, shortest or 1, at_start, part)
+        self._stopwatch = self.cadence.stopwatch
 
     @property
     def state_key(self) -> str:
@@ -74,9 +72,6 @@ class Monitor(Callback):
     def _expected_seconds(self, pl_module: LightningModule) -> float:
         """What a report will take, as far as is known before the first."""
         return 0.0
-
-    def _cost(self, name: str, step: int) -> dict[Tag, float]:
-        return self._stopwatch.cost(name, step) | self.cadence.readings(name)
 
 
 def _said(setting: object) -> object:

@@ -213,7 +213,7 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
             else:
                 unseen = hooks.unfit or why_unseen(trainer.lightning_module)
                 self._warn(f"no labelled row went into the classifier{unseen}")
-        write_report(trainer, Report(step, scalars | self._cost(self.group, step), {}, tables))
+        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}, tables))
 
     def _share_of_inputs(self, trainer: Trainer, batch: object) -> Tensor:
         """The probe inputs that this process looks at, in single precision at least."""

@@ -259,7 +259,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         if PENULTIMATE in moments:
             self._centers = _centers(moments[PENULTIMATE])
         scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments)))
-        write_report(trainer, Report(step, scalars | self._cost(self.group, step), {}))
+        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}))
 
     def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:
         values: dict[str, dict[str, Tensor]] = {}

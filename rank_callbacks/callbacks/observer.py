@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from rank_callbacks.callbacks.cadence import Cadence
 from rank_callbacks.callbacks.gradient_readings import GradientReadings
 from rank_callbacks.callbacks.processes import process_index
-from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.callbacks.weight_readings import WeightReadings
 from rank_callbacks.writers import Report, log_report
 from rank_callbacks.writers.loggers import attempt
@@ -31,7 +30,9 @@ class RankObserver:
 
     **When.** Hooks of the optimizer tell it of every step. A report at step s is of the weights after s steps, and of the
     gradient that the optimizer used in the step after: accumulated and averaged, unscaled, and clipped if the loop clips.
-    Weights are reported once more at the end of the ``with`` block, unless it ends with an exception.
+    Weights are reported once more at the end of the ``with`` block, unless it ends with an exception. A batch whose step a
+    GradScaler skips counts in the bound of the next. An optimizer that is given a closure, as LBFGS, computes its gradient
+    after the hook: what is read is the one before.
 
     **Logs** what ``WeightRankMonitor`` and ``GradientRankMonitor`` log, computed by the same code, in the same tags.
 
@@ -90,8 +91,8 @@ class RankObserver:
         self._weights = WeightReadings(weights, layers, conv, False, "auto", method) if weights else None
         self._gradients = GradientReadings(gradients, layers, conv, 8, False, False, False, "auto") if gradients else None
         self._budgeted = every_n_steps == "auto" and method == "auto"
-        self._of_weights = _Pace(every_n_steps, max_overhead, 0.5 if self._budgeted else 1.0)
-        self._of_gradients = _Pace(every_n_steps, max_overhead, 1.0)
+        self._of_weights = Cadence(every_n_steps, max_overhead, part=0.5 if self._budgeted else 1.0)
+        self._of_gradients = Cadence(every_n_steps, max_overhead)
         self._last_report: int | None = None
         self._handles: list[Any] = []
         if self._weights:
@@ -102,13 +103,13 @@ class RankObserver:
     def __enter__(self) -> RankObserver:
         """Set the hooks, and report the weights as they are."""
         both = int(self._weights is not None) + int(self._gradients is not None)
-        self._of_weights.cadence.restart("RankObserver of weights", both)
-        self._of_gradients.cadence.restart("RankObserver of gradients", both)
+        self._of_weights.restart("RankObserver of weights", both)
+        self._of_gradients.restart("RankObserver of gradients", both)
+        self._begin_step()  # what fails here leaves no hook of the optimizer
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
-        self._begin_step()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -127,11 +128,11 @@ class RankObserver:
 
     @torch.no_grad()
     def _begin_step(self) -> None:
-        for pace in (self._of_weights, self._of_gradients):
-            pace.cadence.begin_step(self.step)
-        if self._weights and self._of_weights.cadence(self.step):
-            self._report_weights(self._weights, self._of_weights.cadence.credit() if self._budgeted else None)
-        if self._gradients and self._of_gradients.cadence(self.step):
+        for cadence in (self._of_weights, self._of_gradients):
+            cadence.begin_step(self.step)
+        if self._weights and self._of_weights(self.step):
+            self._report_weights(self._weights, self._of_weights.credit() if self._budgeted else None)
+        if self._gradients and self._of_gradients(self.step):
             with self._of_gradients.stopwatch:
                 self._gradients.open(self.model, self.step)
 
@@ -146,13 +147,13 @@ class RankObserver:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         if self._gradients and self._gradients.has_measured:
-            pace = self._of_gradients
-            with pace.stopwatch:
+            cadence = self._of_gradients
+            with cadence.stopwatch:
                 found = self._gradients.read(self.step)
-                scalars = found.scalars | pace.cost("gradient_rank", self.step)
+                scalars = found.scalars | cadence.cost("gradient_rank", self.step)
                 self._write(Report(self.step, scalars, found.spectra, found.tables))
                 self._gradients.close()
-            pace.cadence.reported(self.step)
+            cadence.reported(self.step)
         self.step += 1
         self._begin_step()
 
@@ -160,12 +161,12 @@ class RankObserver:
     def _report_weights(self, weights: WeightReadings, seconds: float | None) -> None:
         if self.step == self._last_report:
             return
-        self._last_report, pace = self.step, self._of_weights
-        with pace.stopwatch:
+        self._last_report, cadence = self.step, self._of_weights
+        with cadence.stopwatch:
             found = weights.read(self.model, self.step, seconds)
-            scalars = found.scalars | pace.cost("weight_rank", self.step)
+            scalars = found.scalars | cadence.cost("weight_rank", self.step)
             self._write(Report(self.step, scalars, found.spectra))
-        pace.cadence.reported(self.step, found.seconds)
+        cadence.reported(self.step, found.seconds)
 
     def _write(self, report: Report) -> None:
         values = {str(tag): value for tag, value in report.scalars.items()}
@@ -176,17 +177,6 @@ class RankObserver:
             attempt(lambda log: log(report.step, values), self._log)
         else:
             log_report(self._log if isinstance(self._log, (list, tuple)) else [self._log], report)
-
-
-class _Pace:
-    """A stopwatch, and the cadence that it decides."""
-
-    def __init__(self, every_n_steps: int | Callable[[int], bool] | Literal["auto"], max_overhead: float, part: float) -> None:
-        self.stopwatch = Stopwatch()
-        self.cadence = Cadence(every_n_steps, max_overhead, self.stopwatch, part=part)
-
-    def cost(self, name: str, step: int) -> dict[Any, float]:
-        return self.stopwatch.cost(name, step) | self.cadence.readings(name)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

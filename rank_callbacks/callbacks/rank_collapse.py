@@ -17,7 +17,7 @@ from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMat
 from rank_callbacks.callbacks.lightning import last_step, loss_scale, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
-from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, tagged
+from rank_callbacks.callbacks.readings import Spectrum, check_scalars, measured, shows_layers, tagged
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
 from rank_callbacks.callbacks.unseen import why_unseen
@@ -138,8 +138,7 @@ class RankCollapseMonitor(Monitor):
     ) -> None:
         super().__init__(every_n_steps, max_overhead, at_start=False, shortest=window)
         check_classes(num_classes)
-        if scalars not in {"auto", "all"}:
-            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        check_scalars(scalars)
         if isinstance(data, str) and data != "train":
             raise ValueError(f"Expected data to be 'train' or a loader, got {data!r}.")
         check_loader(data)
@@ -306,7 +305,7 @@ class RankCollapseMonitor(Monitor):
     def _report(self, trainer: Trainer, step: int) -> None:
         layers = len(self._values.get("distance_to_rank_k", {}))
         scalars = tagged("rank_collapse", self._values, shows_layers(self.scalars, layers))
-        write_report(trainer, Report(step, scalars | self._cost("rank_collapse", step), {}))
+        write_report(trainer, Report(step, scalars | self.cadence.cost("rank_collapse", step), {}))
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, window: CollapseWindow, loader: Iterable[Any]) -> None:
         parameters = [weight.parameter for weight in self._measurable]

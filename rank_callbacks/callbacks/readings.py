@@ -18,7 +18,17 @@ from rank_callbacks.catalog import find_measure
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import MatrixSpectrum
 
-__all__ = ["SUMMARIES", "Spectrum", "measured", "shows_layers", "spectra_by_tag", "tagged", "unreadable", "warn_of_nan"]
+__all__ = [
+    "SUMMARIES",
+    "Spectrum",
+    "check_scalars",
+    "measured",
+    "shows_layers",
+    "spectra_by_tag",
+    "tagged",
+    "unreadable",
+    "warn_of_nan",
+]
 
 _Layer = TypeVar("_Layer", bound=Hashable)
 SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -95,6 +105,16 @@ def tagged(group: str, values: Mapping[str, Mapping[str, Tensor]], per_layer: bo
             shown.update(of_layers if per_layer else {})
             tags.update({Tag(group, measure, layer): value for layer, value in shown.items()})
     return dict(zip(tags, torch.stack(list(tags.values())).tolist(), strict=True)) if tags else {}
+
+
+def check_scalars(scalars: str) -> None:
+    """Refuse a ``scalars`` that ``shows_layers`` does not know.
+
+    Raises:
+        ValueError: If it is neither ``"auto"`` nor ``"all"``.
+    """
+    if scalars not in {"auto", "all"}:
+        raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
 
 
 def shows_layers(scalars: str, layers: int) -> bool:

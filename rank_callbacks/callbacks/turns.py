@@ -8,6 +8,8 @@ __all__ = ["Turns"]
 
 # Of the cost model, until a measurement corrects it: it was fitted on one machine.
 _FIRST_CORRECTION = 1.3
+# Seconds: of less the time is that of calls, not of spectra, and would make dear ones look dearer.
+_TELLING = 2e-3
 
 
 class Turns:
@@ -38,10 +40,17 @@ class Turns:
         return names
 
     def measured(self, names: Iterable[str], step: int, expected: float, seconds: float) -> None:
-        """Note that these were measured, and how long it took against what was expected."""
+        """Note that these were measured, and how long it took against what was expected.
+
+        Args:
+            names: Of the layers.
+            step: Of the report.
+            expected: Seconds by the cost model; those of small layers alone tell nothing of large ones.
+            seconds: That it took.
+        """
         self._steps.update(dict.fromkeys(names, step))
-        if expected > 0:
-            self._correction = max(seconds / expected, 1e-3)
+        if expected >= _TELLING:
+            self._correction = seconds / expected
 
     def age(self, names: Iterable[str], step: int) -> int:
         """Steps since the one that was measured longest ago; since the start for one that never was."""

@@ -148,5 +148,5 @@ class WeightRankMonitor(Monitor):
         self._last_step = step
         with self._stopwatch:
             found = self._weights.read(pl_module, step, seconds)
-            write_report(trainer, Report(step, found.scalars | self._cost("weight_rank", step), found.spectra))
+            write_report(trainer, Report(step, found.scalars | self.cadence.cost("weight_rank", step), found.spectra))
         self.cadence.reported(step, found.seconds)

@@ -17,7 +17,16 @@ from rank_callbacks.callbacks.leading_readings import (
     measures_among,
 )
 from rank_callbacks.callbacks.processes import of_first_process, process_count
-from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
+from rank_callbacks.callbacks.readings import (
+    Spectrum,
+    check_scalars,
+    measured,
+    shows_layers,
+    spectra_by_tag,
+    tagged,
+    unreadable,
+    warn_of_nan,
+)
 from rank_callbacks.callbacks.sharing import shared_singular_values
 from rank_callbacks.callbacks.turns import Turns
 from rank_callbacks.catalog import find_measure
@@ -77,8 +86,7 @@ class WeightReadings:
         for measure in measures:
             find_measure(measure)
         check_conv(conv)
-        if scalars not in {"auto", "all"}:
-            raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
+        check_scalars(scalars)
         if method not in _METHODS:
             raise ValueError(f"Expected method to be one of {', '.join(_METHODS)}, got {method!r}.")
         cheap = measures_among(measures, WITHOUT_SPECTRUM if method == "krylov" else LEADING)

@@ -20,7 +20,6 @@ from rank_callbacks import (
 from rank_callbacks.callbacks import log_spaced
 from rank_callbacks.callbacks.cadence import Cadence, affordable
 from rank_callbacks.callbacks.lightning import is_last_validation
-from rank_callbacks.callbacks.stopwatch import Stopwatch
 from tests.models import Classifier, mlp, two_layers
 from tests.training import Recorder, fit
 
@@ -70,14 +69,14 @@ class Clock:
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
 
-def run(cadence: Cadence, clock: Clock, stopwatch: Stopwatch, steps: range, step: float, report: Any) -> list[int]:
+def run(cadence: Cadence, clock: Clock, steps: range, step: float, report: Any) -> list[int]:
     """The steps of the reports of a training whose steps and reports take so long."""
     reports = []
     for place in steps:
         cadence.begin_step(place)
         if cadence(place):
             reports.append(place)
-            with stopwatch:
+            with cadence.stopwatch:
                 clock.now += report(len(reports)) if callable(report) else report
             cadence.reported(place)
         clock.now += step
@@ -89,11 +88,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def auto(share: float = 0.01, **options: Any) -> tuple[Cadence, Stopwatch]:
-    stopwatch = Stopwatch()
-    cadence = Cadence("auto", share, stopwatch, **options)
+def auto(share: float = 0.01, **options: Any) -> Cadence:
+    cadence = Cadence("auto", share, **options)
     cadence.restart("Monitor", 1)
-    return cadence, stopwatch
+    return cadence
 
 
 class TestAuto:
@@ -102,8 +100,8 @@ class TestAuto:
         [(0.02, 1e-4, 50), (0.02, 0.02, 200), (0.02, 0.4, 5000), (1.0, 0.4, 50), (1e-3, 0.1, 20_000)],
     )
     def test_reports_as_often_as_the_share_affords(self, clock: Clock, step: float, report: float, every: int) -> None:
-        cadence, stopwatch = auto()
-        reports = run(cadence, clock, stopwatch, range(40_001), step, report)
+        cadence = auto()
+        reports = run(cadence, clock, range(40_001), step, report)
         assert reports == sorted({*range(0, 40_001, every), *([10] if every > 50 else [])})
         assert cadence.every_n_steps == every
 
@@ -112,79 +110,78 @@ class TestAuto:
     def test_share_of_the_time_is_kept_to_from_the_second_report_on(self, step: float, report: float, share: float) -> None:
         with pytest.MonkeyPatch.context() as patch:
             clock = Clock(patch)
-            cadence, stopwatch = auto(share)
-            steps = run(cadence, clock, stopwatch, range(3000), step, report)
+            cadence = auto(share)
+            steps = run(cadence, clock, range(3000), step, report)
             spent, own = len([place for place in steps if place > 10]) * report, (steps[-1] or 3000) * step
             assert spent <= share * own * (1 + 1e-9)
 
     def test_windows_are_timed_before_the_first_report(self, clock: Clock) -> None:
         """Which then is within the share."""
-        cadence, stopwatch = auto(at_start=False)
+        cadence = auto(at_start=False)
         cadence.restart("Monitor", 1, expected=0.4)
-        assert run(cadence, clock, stopwatch, range(12_000), 0.02, 0.4) == [5000, 10_000]
+        assert run(cadence, clock, range(12_000), 0.02, 0.4) == [5000, 10_000]
 
     def test_first_report_that_is_slow_does_not_decide(self, clock: Clock) -> None:
-        cadence, stopwatch = auto()
-        reports = run(cadence, clock, stopwatch, range(2001), 0.02, lambda number: 0.1 if number == 1 else 0.01)
+        cadence = auto()
+        reports = run(cadence, clock, range(2001), 0.02, lambda number: 0.1 if number == 1 else 0.01)
         assert reports == [0, 10, *range(100, 2001, 100)]
 
     def test_first_report_that_is_dear_is_not_repeated(self, clock: Clock) -> None:
-        cadence, stopwatch = auto()
-        reports = run(cadence, clock, stopwatch, range(8001), 0.02, lambda number: 0.6 if number == 1 else 0.01)
+        cadence = auto()
+        reports = run(cadence, clock, range(8001), 0.02, lambda number: 0.6 if number == 1 else 0.01)
         assert reports[:3] == [0, 5000, 5100]
 
     def test_choice_stays_after_two_corrections(self, clock: Clock) -> None:
-        cadence, stopwatch = auto()
+        cadence = auto()
         costs = {1: 0.001, 2: 0.002, 3: 0.001}
-        reports = run(cadence, clock, stopwatch, range(1000), 0.02, lambda number: costs.get(number, 0.5))
+        reports = run(cadence, clock, range(1000), 0.02, lambda number: costs.get(number, 0.5))
         assert reports == list(range(0, 1000, 50))
 
     def test_monitors_share_the_time(self, clock: Clock) -> None:
-        stopwatch = Stopwatch()
-        cadence = Cadence("auto", 0.01, stopwatch)
+        cadence = Cadence("auto", 0.01)
         cadence.restart("Monitor", 4)
         assert cadence.share == pytest.approx(0.0025)
-        assert run(cadence, clock, stopwatch, range(2000), 0.02, 0.01)[:3] == [0, 10, 500]
+        assert run(cadence, clock, range(2000), 0.02, 0.01)[:3] == [0, 10, 500]
 
     def test_slow_steps_now_and_then_do_not_count(self, clock: Clock) -> None:
         """Validation, or what another monitor takes."""
-        cadence, stopwatch = auto()
+        cadence = auto()
         for place in range(100):
             cadence.begin_step(place)
             if cadence(place):
-                with stopwatch:
+                with cadence.stopwatch:
                     clock.now += 0.01
                 cadence.reported(place)
             clock.now += 5.0 if place % 4 == 0 else 0.02
         assert cadence.every_n_steps == 100
 
     def test_steps_of_several_batches_are_timed_whole(self, clock: Clock) -> None:
-        cadence, stopwatch = auto()
+        cadence = auto()
         for place in range(200):
             for _ in range(4):
                 cadence.begin_step(place)
                 clock.now += 0.005
             if cadence(place):
-                with stopwatch:
+                with cadence.stopwatch:
                     clock.now += 0.01
                 cadence.reported(place)
         assert cadence.every_n_steps == 100
 
     def test_is_told_once(self, clock: Clock, told: pytest.LogCaptureFixture) -> None:
-        cadence, stopwatch = auto()
-        run(cadence, clock, stopwatch, range(2001), 0.02, lambda number: 0.1 if number == 1 else 0.01)
+        cadence = auto()
+        run(cadence, clock, range(2001), 0.02, lambda number: 0.1 if number == 1 else 0.01)
         (line,) = [record.getMessage() for record in told.records if "Monitor" in record.getMessage()]
         assert "Monitor reports every 100 steps: a report takes 10 ms, a step 20 ms" in line
 
     def test_validation_is_looked_at_as_often_as_the_share_affords(self, clock: Clock) -> None:
-        cadence, stopwatch = auto(at_start=False)
+        cadence = auto(at_start=False)
         looked = []
         for place in range(2000):
             cadence.begin_step(place)
             clock.now += 0.02
             if place % 100 == 99 and cadence.due_at_validation(place, is_last=place == 1999) and cadence.affords(0.0599):
                 looked.append(place)
-                with stopwatch:
+                with cadence.stopwatch:
                     clock.now += 0.06
                 cadence.reported(place)
         assert looked == [599, 1099, 1599, 1999]
@@ -193,18 +190,16 @@ class TestAuto:
 class TestExplicit:
     @pytest.mark.parametrize(("given", "expected"), [(7, [0, 7, 14, 21, 28]), (log_spaced(1), [0, 1, 10])])
     def test_is_kept_to_whatever_it_costs(self, clock: Clock, given: Any, expected: list[int]) -> None:
-        stopwatch = Stopwatch()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert run(Cadence(given, 0.01, stopwatch), clock, stopwatch, range(30), 0.01, 1.0) == expected
+            assert run(Cadence(given, 0.01), clock, range(30), 0.01, 1.0) == expected
 
     def test_one_warning_says_what_would_be_affordable(self, clock: Clock) -> None:
-        stopwatch = Stopwatch()
-        cadence = Cadence(10, 0.01, stopwatch)
+        cadence = Cadence(10, 0.01)
         cadence.restart("WeightRankMonitor", 1)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            run(cadence, clock, stopwatch, range(500), 0.01, 0.01)
+            run(cadence, clock, range(500), 0.01, 0.01)
         (warning,) = caught
         assert str(warning.message) == (
             "WeightRankMonitor has taken 11% of the training's time by step 50. every_n_steps=200 would keep it below 1%, "
@@ -213,13 +208,12 @@ class TestExplicit:
 
     @pytest.mark.parametrize(("report", "max_overhead"), [(0.004, 0.01), (0.04, 0.5)])
     def test_no_warning_up_to_5_per_cent_or_what_was_said(self, clock: Clock, report: float, max_overhead: float) -> None:
-        stopwatch = Stopwatch()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            run(Cadence(10, max_overhead, stopwatch), clock, stopwatch, range(500), 0.01, report)
+            run(Cadence(10, max_overhead), clock, range(500), 0.01, report)
 
     def test_every_validation_is_looked_at(self) -> None:
-        cadence = Cadence(1000, 0.01, Stopwatch())
+        cadence = Cadence(1000, 0.01)
         assert all(cadence.due_at_validation(step, is_last=False) and cadence.affords(1e9) for step in range(10))
 
 
@@ -263,6 +257,19 @@ def test_last_validation_is_known(options: dict[str, Any], runs: int) -> None:
     seen = Validations()
     fit(mlp(batches=8), seen, **options)
     assert seen.last == [False] * (runs - 1) + [True]
+
+
+class Endless(Classifier):
+    """Of whose data nobody knows the length."""
+
+    def train_dataloader(self) -> Any:
+        return (batch for batch in super().train_dataloader())
+
+
+def test_validation_is_not_taken_for_the_last_where_an_epochs_length_is_not_known() -> None:
+    seen = Validations()
+    fit(Endless(two_layers(), torch.randn(32, 6)), seen, max_epochs=1, max_steps=100)
+    assert seen.last == [False]
 
 
 def test_validation_outside_a_fit_is_the_last() -> None:

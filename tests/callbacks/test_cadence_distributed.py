@@ -1,30 +1,16 @@
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_script, seen
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes has saved. That they come to an end at all is the first test: none waits for another."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_cadence", str(path)]
-    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}  # left by another test, and in use
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
-    return [torch.load(path, weights_only=False) for path in sorted(path.glob("auto-*.pt"))]
+    run_script("tests.callbacks.two_processes_cadence", path)
+    return seen(path, "auto")
 
 
 def test_what_a_launched_process_sends_home_fits_its_pipe(processes: list[dict[str, Any]]) -> None:

@@ -1,9 +1,5 @@
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -25,9 +21,9 @@ from rank_callbacks import GradientRankMonitor, NeuralCollapseMonitor, RankColla
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import Report, write_report
 from tests.models import CLASSES, Classifier, Training, convnet, mlp, two_layers
+from tests.processes import run_script
 from tests.training import Recorder, assert_identical, fit, outcome
 
-ROOT = Path(__file__).parents[2]
 COLUMNS = [f"weight_rank/{name}/mean_over_layers" for name in ("effective_rank", "stable_rank", "numerical_rank")]
 LOGGERS = pytest.mark.parametrize(
     "logger", [TensorBoardLogger, OtherTensorBoardLogger], ids=["pytorch_lightning", "lightning"]
@@ -361,14 +357,7 @@ def test_command_line(namespace: str, tmp_path: Path) -> None:
 
 
 def test_two_processes_write_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_dashboard", str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    run_script("tests.callbacks.two_processes_dashboard", tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["progress"] == second["progress"] != {}
     assert (first["alerts"], second["alerts"]) == (1, 0)

@@ -1,9 +1,5 @@
 """Training with every monitor is bit by bit that without, in every way that a CPU can train: ``pytest -s`` shows the table."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -15,9 +11,9 @@ from rank_callbacks import FeatureRankMonitor, GradientRankMonitor, NeuralCollap
 from tests.callbacks.two_processes_configurations import TWO
 from tests.configurations import MONITORS, OPTIMIZERS, Configuration, Verdicts, seen, table, verdicts
 from tests.models import CLASSES
+from tests.processes import run_script
 from tests.training import Recorder
 
-ROOT = Path(__file__).parents[2]
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed")
 # Monitors meet the precision and the accumulation in hooks of the training, the optimizer in its gradients and state alone:
 # so all of the former with one optimizer, and each optimizer once with every precision.
@@ -104,14 +100,7 @@ def test_compiled_by_inductor(configuration: Configuration, rows: dict[str, dict
 @pytest.mark.parametrize("name", ["default", pytest.param("slow", marks=pytest.mark.slow)])
 def test_two_processes(name: str, rows: dict[str, dict[str, str]], tmp_path: Path) -> None:
     """The second writes no reading: what it says is that nothing has changed."""
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_configurations", str(tmp_path), name]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as script:
-        try:
-            _, errors = script.communicate(timeout=300)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    run_script("tests.callbacks.two_processes_configurations", tmp_path, name, seconds=300)
     first, second = (torch.load(tmp_path / f"{name}-{process}.pt") for process in (0, 1))
     for configuration in TWO[name]:
         one, other = first[str(configuration)], second[str(configuration)]

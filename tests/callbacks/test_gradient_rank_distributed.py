@@ -1,40 +1,20 @@
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.gradients import BATCH, LAYERS, exact_rank
 from tests.models import CLASSES
+from tests.processes import run_script, seen
 from tests.training import assert_identical
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have saved what they saw; a script of its own, since forking a process with threads can hang."""
+    """Where the processes have saved what they saw."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_gradients", str(path)]
-    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}  # left by another test, and in use
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    run_script("tests.callbacks.two_processes_gradients", path)
     return path
-
-
-def seen(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What each process saved, the first process first."""
-    return [torch.load(path, weights_only=False) for path in sorted(folder.glob(f"{name}-*.pt"))]
 
 
 def of_measure(rows: dict[tuple[int, str], float], measure: str) -> dict[tuple[int, str], float]:

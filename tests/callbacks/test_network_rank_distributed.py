@@ -1,17 +1,11 @@
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+from tests.processes import run_script, seen
 from tests.training import assert_identical
 
-ROOT = Path(__file__).parents[2]
 CASES = pytest.mark.parametrize("case", ["odd", "lone", "probed", "unlabelled"])
 OF_PROBE = {"jacobian_rank", "jacobian_rank_0.3", "perturbed_pca_dimension"}
 OF_CLASSES = {
@@ -24,23 +18,10 @@ OF_CLASSES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have saved what they saw; a script of its own, since forking a process with threads can hang."""
+    """Where the processes have saved what they saw."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_network_rank", str(path)]
-    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}  # left by another test, and in use
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    run_script("tests.callbacks.two_processes_network_rank", path)
     return path
-
-
-def seen(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What each process saved, the first process first."""
-    return [torch.load(path, weights_only=False) for path in sorted(folder.glob(f"{name}-*.pt"))]
 
 
 @CASES

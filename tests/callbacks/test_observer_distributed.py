@@ -1,34 +1,22 @@
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from tests import processes
 from tests.training import assert_identical
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes have saved what they saw."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_observer", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    processes.run_script("tests.callbacks.two_processes_observer", path)
     return path
 
 
 def seen(folder: Path, name: str, run: str) -> list[dict[str, Any]]:
-    return [torch.load(path, weights_only=False)[run] for path in sorted(folder.glob(f"{name}-*.pt"))]
+    return [of_process[run] for of_process in processes.seen(folder, name)]
 
 
 def test_readings_of_two_processes_are_those_of_one(folder: Path) -> None:

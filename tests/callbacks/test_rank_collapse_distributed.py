@@ -1,38 +1,19 @@
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.callbacks.test_rank_collapse import OF_SGD, assert_certified, readings
+from tests.processes import run_script, seen
 from tests.training import Recorder, assert_identical
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have saved what they saw; a script of its own, since forking a process with threads can hang."""
+    """Where the processes have saved what they saw."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_collapse", str(path)]
-    env = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}  # left by another test, and in use
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    run_script("tests.callbacks.two_processes_collapse", path)
     return path
-
-
-def seen(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What each process saved, the first process first."""
-    return [torch.load(path, weights_only=False) for path in sorted(folder.glob(f"{name}-*.pt"))]
 
 
 def recorded(run: dict[str, Any]) -> Recorder:

@@ -1,12 +1,7 @@
 """Sharded models, in two processes and in four: readings are those of the whole matrices."""
 
-import os
-import signal
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +14,10 @@ from rank_callbacks.callbacks.gathering import sends_gram
 from rank_callbacks.callbacks.sharing import check_shards, is_tensor_parallel
 from rank_callbacks.functional import rounding_noise
 from rank_callbacks.matrices.sharded import like, read_on_first, row_shard, settled, shard_of, whole
+from tests import processes
 from tests.callbacks.two_processes_sharded import MEASURES, SHAPES
 from tests.training import QUIET, assert_identical
 
-ROOT = Path(__file__).parents[2]
 # Parameters of the model that are one matrix as they stand.
 LAYERS = ["uneven", "convolution", "embedding", "attention.out_proj", "row", "tall", "last"]
 QKV = ["q", "k", "v"]
@@ -30,23 +25,13 @@ QKV = ["q", "k", "v"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where processes have saved what they saw; a script of its own, since forking a process with threads can hang."""
+    """Where the processes have saved what they saw."""
     path = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.callbacks.two_processes_sharded", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as script:
-        try:
-            _, errors = script.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            raise
-    assert script.returncode == 0, errors
+    processes.run_script("tests.callbacks.two_processes_sharded", path)
     return path
 
 
-@cache
-def seen(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What each process saved, the first process first."""
-    return [torch.load(path, weights_only=False) for path in sorted(folder.glob(f"{name}-*.pt"))]
+seen = cache(processes.seen)
 
 
 def spectrum(matrix: Tensor) -> NDArray[np.float64]:
