@@ -182,7 +182,7 @@ def _first_block(rows: Tensor, start: Tensor | None, block: int, generator: torc
 
 def _krylov_space(rows: Tensor, block: Tensor, depth: int | None, residual: float, sums: Total) -> tuple[Tensor, list[Tensor]]:
     """An orthonormal basis of the span of X, AᵀAX, (AᵀA)²X, ..., float64, and the images of its blocks under A."""
-    space, square, images = _orthonormal(block, torch.zeros_like(block[0])), block.new_zeros(0, 0), []
+    space, square, images = _orthonormal(block, block.mT @ block), block.new_zeros(0, 0), []
     width, last = block.shape[1], depth or _GREATEST_DEPTH
     while True:
         images.append(_product(rows, space[:, -width:].to(rows.dtype)))
@@ -191,18 +191,25 @@ def _krylov_space(rows: Tensor, block: Tensor, depth: int | None, residual: floa
         block = sums(_product(rows.mT, images[-1]).contiguous()).double()
         inside = space.mT @ block
         outside = block - space @ inside
+        gram = outside.mT @ outside
         if depth is None:
             square = torch.nn.functional.pad(square, (0, width, 0, width))
             square[:, -width:] = inside
             # What was outside joins the space for one product more: that is the last.
-            last = len(images) + 1 if _residual(square, outside) < residual else last
-        space = torch.cat([space, _orthonormal(outside, inside.square().sum(0))], dim=1)
+            last = len(images) + 1 if _residual(square, gram) < residual else last
+        space = torch.cat([space, _orthonormal(outside, gram, inside.square().sum(0))], dim=1)
 
 
 def _residual(square: Tensor, outside: Tensor) -> float:
-    """‖AᵀAv − θ²v‖ / θ² of the leading Ritz vector v, from the upper half of the projection of AᵀA on the space."""
+    """‖AᵀAv − θ²v‖ / θ² of the leading Ritz vector v.
+
+    Args:
+        square: The upper half of the projection of AᵀA on the space.
+        outside: The Gram matrix of what AᵀA makes of the last block outside the space.
+    """
     squares, vectors = torch.linalg.eigh(square, UPLO="U")
-    return float(torch.linalg.vector_norm(outside @ vectors[-outside.shape[1] :, -1]) / squares[-1])
+    leading = vectors[-len(outside) :, -1]
+    return float((leading @ outside @ leading).clamp_min(0).sqrt() / squares[-1])
 
 
 def _product(matrix: Tensor, block: Tensor) -> Tensor:
@@ -210,16 +217,16 @@ def _product(matrix: Tensor, block: Tensor) -> Tensor:
     return matrix @ block if matrix.stride(-1) == 1 else (block.mT @ matrix.mT).mT
 
 
-def _orthonormal(outside: Tensor, known: Tensor) -> Tensor:
+def _orthonormal(outside: Tensor, gram: Tensor, known: Tensor | float = 0.0) -> Tensor:
     """Orthonormal columns with the span of a block; a column of zeros for each direction that it lacks.
 
     Once is enough: what rounding leaves in float64 is less than float32 adds, and ``_ritz`` corrects for it.
 
     Args:
         outside: The block, after what lies in the space was taken from it.
+        gram: Its Gram matrix.
         known: Squared lengths of what was taken.
     """
-    gram = outside.mT @ outside
     lengths = gram.diagonal()
     unit = torch.where(lengths > _KNOWN * (lengths + known), lengths.rsqrt(), 0)
     squares, vectors = torch.linalg.eigh(gram * unit * unit[:, None])
