@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,11 +11,11 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.batch_labels import labels_of
-from rank_callbacks.callbacks.gradient_readings import GradientReadings
+from rank_callbacks.callbacks.gradient_readings import GradientReadings, Taken
 from rank_callbacks.callbacks.lightning import loss_scale, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.sharing import check_shards, is_tensor_parallel
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import Report
 
 __all__ = ["GradientRankMonitor"]
 
@@ -51,6 +52,7 @@ class GradientRankMonitor(Monitor):
     ``update_rank/...``, ``moment_rank/...``           with ``update=True``, ``moments=True``
     ``monitor/seconds/gradient_rank``,                 wall time of the report, in seconds; share of the
     ``share_of_training``                              time since training began
+    ``monitor/dropped_reports/gradient_rank``          as ``WeightRankMonitor``'s
     =================================================  =====================================================  =============
 
     ``numerical_rank`` without a tolerance of its own is taken at max(m, n)·ε of the gradient's type, since the bound speaks
@@ -64,6 +66,9 @@ class GradientRankMonitor(Monitor):
     **Cost.** Hooks only on scheduled steps, which keep inputs and output gradients of linear layers until the step ends.
     A gradient of rank at most b ≤ min(m, n)/3 is measured by a b x b problem, 2·b²·(m + n) operations, if its rows were
     caught, and else by a sketch that certifies itself, 4·m·n·b; where neither applies, by its full spectrum.
+
+    **On a GPU.** With one process and one optimizer a report is finished in the background as ``WeightRankMonitor``'s is, from
+    copies of up to 1 GiB of gradients and rows; with ``update``, ``moments`` or ``per_class`` the host waits for it.
 
     **Distributed.** Under DDP the averaged gradient is measured, each matrix by one process, and the bounds of the
     processes' batches add up. Two all-reduces a report, one of the bounds and one of the singular values. The schedule must
@@ -100,6 +105,8 @@ class GradientRankMonitor(Monitor):
         >>> monitor = GradientRankMonitor(measures=["numerical_rank", "energy_at_rank_4"], every_n_steps=50)
     """
 
+    _name = "gradient_rank"
+
     def __init__(
         self,
         measures: Sequence[str] = ("numerical_rank", "effective_rank", "stable_rank", "energy_at_rank_8"),
@@ -132,7 +139,8 @@ class GradientRankMonitor(Monitor):
         """Set the hooks if the schedule says so, for all batches that accumulate in this step."""
         step = step_axis(trainer)
         self.cadence.begin_step(step)
-        if not self._gradients.is_open and self.cadence(step):
+        self._write_finished(trainer)
+        if not self._gradients.is_open and self.cadence(step) and not self._background.drops():
             with self._stopwatch:
                 self._gradients.open(pl_module, step, sees_rows=not is_tensor_parallel(trainer))
         if self._gradients.is_open and self.per_class:
@@ -144,7 +152,11 @@ class GradientRankMonitor(Monitor):
         if self._gradients.is_open:
             with self._stopwatch:
                 dtype = _MIXED.get(str(trainer.precision))
-                self._gradients.measure(pl_module, optimizer, _loss_scale(trainer, optimizer), dtype)
+                taken = self._gradients.take(pl_module, optimizer, _loss_scale(trainer, optimizer), dtype)
+                if taken is not None and self._in_background(trainer) and self._background.takes(taken.tensors()):
+                    self._begin(trainer, pl_module, taken)
+                elif taken is not None:
+                    self._gradients.measure(pl_module, taken)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -154,20 +166,38 @@ class GradientRankMonitor(Monitor):
         if self._gradients.has_measured:
             step = step_axis(trainer)
             with self._stopwatch:
-                found = self._gradients.read(step)
-                scalars = found.scalars | self.cadence.cost("gradient_rank", step)
-                write_report(trainer, Report(step, scalars, found.spectra, found.tables))
+                self._write(trainer, Report(step, *self._gradients.read(step)))
                 self._gradients.close()
             self.cadence.reported(step)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report that is under way."""
+        self._write_finished(trainer, is_waited_for=True)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
+        super().on_exception(trainer, pl_module, exception)
         self._gradients.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
-        self._gradients.close()
         super().teardown(trainer, pl_module, stage)
+        self._gradients.close()
+
+    def _in_background(self, trainer: Trainer) -> bool:
+        # The bounds of several processes, several optimizers, and what an optimizer makes of gradients have to be waited for.
+        waits = trainer.world_size > 1 or len(trainer.optimizers) > 1 or self.update or self.moments or self.per_class
+        return self.cadence.is_auto and not waits
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, taken: Taken) -> None:
+        step = step_axis(trainer)
+        self._gradients.close()
+        self._background.start(taken.copied, partial(self._finished, pl_module, step))
+        self.cadence.reported(step)
+
+    def _finished(self, pl_module: LightningModule, step: int, taken: Taken) -> Report:
+        self._gradients.measure(pl_module, taken)
+        return Report(step, *self._gradients.read(step))
 
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from rank_callbacks.functional import numerical_rank
 from rank_callbacks.functional.spectrum import widened
 from rank_callbacks.gradient_bounds import BoundTable, GradientBound, bounds_of_layers, outer_products_of_layers
 from rank_callbacks.matrices import check_conv, gradient_matrices, is_selected, matrix_views, trainable_weights
-from rank_callbacks.matrices.activations import RowCapture
+from rank_callbacks.matrices.activations import LayerRows, RowCapture
 from rank_callbacks.matrices.parameters import TrainableWeight
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import MatrixSpectrum, Table
@@ -56,8 +56,37 @@ class GradientReport(NamedTuple):
     tables: dict[Tag, Table]
 
 
+class Taken(NamedTuple):
+    """What the gradients of an optimizer are read from.
+
+    Args:
+        gradients: By name.
+        captured: What passed through layers, by name.
+        scale: What the gradients are still multiplied by.
+        dtype: To which they were rounded on their way; None for their own.
+    """
+
+    gradients: dict[str, Tensor]
+    captured: dict[str, LayerRows]
+    scale: float
+    dtype: torch.dtype | None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them."""
+        yield from self.gradients.values()
+        for rows in self.captured.values():
+            yield from rows.tensors()
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> Taken:
+        """The same of copies."""
+        gradients = {name: copy(gradient) for name, gradient in self.gradients.items()}
+        return self._replace(gradients=gradients, captured={name: rows.copied(copy) for name, rows in self.captured.items()})
+
+
 class GradientReadings:
-    """Reads the ranks of a model's gradients: ``open`` before a step, ``measure`` before an optimizer steps, ``read`` after.
+    """Reads the ranks of a model's gradients.
+
+    ``open`` before a step, ``take`` and ``measure`` before an optimizer steps, ``read`` after.
 
     Args:
         measures: Names from the catalogue.
@@ -146,8 +175,10 @@ class GradientReadings:
         self._weights: list[TrainableWeight] = []
         self._before: dict[str, Tensor] = {}
 
-    def measure(self, model: nn.Module, optimizer: Optimizer, scale: float = 1.0, dtype: torch.dtype | None = None) -> None:
-        """Measure the gradients of an optimizer's parameters, once. A collective operation.
+    def take(
+        self, model: nn.Module, optimizer: Optimizer, scale: float = 1.0, dtype: torch.dtype | None = None
+    ) -> Taken | None:
+        """The gradients of an optimizer's parameters as they are now, once; None if there are none.
 
         Args:
             model: The module that is open.
@@ -156,12 +187,15 @@ class GradientReadings:
             dtype: To which they were rounded on their way; None for their own.
         """
         if self._capture is None or id(optimizer) in self._optimizers:
-            return
+            return None
         self._optimizers[id(optimizer)] = optimizer
         gradients = self._gradients(model, optimizer)
-        if not gradients:
-            return
-        captured, mine = self._capture.layers, gradients.__contains__
+        return Taken(gradients, self._capture.layers, scale, dtype) if gradients else None
+
+    def measure(self, model: nn.Module, taken: Taken) -> None:
+        """Measure what was taken. A collective operation."""
+        gradients, captured, scale, dtype = taken
+        mine = gradients.__contains__
         factors = outer_products_of_layers(model, captured, mine, self.conv) if process_count() == 1 else {}
         products = factor_spectra(gradients, factors, self.subspace_rank or 0)
         known = {name: (product.input_rank, product.delta_rank) for name, product in products.items()}

@@ -6,9 +6,10 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from rank_callbacks.callbacks.background import Background
 from rank_callbacks.callbacks.cadence import Cadence, EveryNSteps
 from rank_callbacks.callbacks.lightning import Callback, choosing_monitors
-from rank_callbacks.writers import leave_summaries
+from rank_callbacks.writers import Report, leave_summaries, write_report
 
 __all__ = ["Monitor"]
 
@@ -30,6 +31,8 @@ class Monitor(Callback):
         ValueError: If an argument is not one of these.
     """
 
+    _name: str  # under which it logs
+
     def __init__(
         self,
         every_n_steps: EveryNSteps,
@@ -41,6 +44,7 @@ class Monitor(Callback):
         super().__init__()
         self.cadence = Cadence(every_n_steps, max_overhead, shortest or 1, at_start, part)
         self._stopwatch = self.cadence.stopwatch
+        self._background = Background()
 
     @property
     def state_key(self) -> str:
@@ -65,13 +69,31 @@ class Monitor(Callback):
         """Start the clock."""
         self.cadence.restart(type(self).__name__, choosing_monitors(trainer), self._expected_seconds(pl_module))
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the report that is under way, and leave no thread behind."""
+        self._write(trainer, self._background.rescue())
+        self._background.close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no more in ``trainer.callback_metrics`` than a launched process can send home."""
+        """Leave no thread behind, and no more in ``trainer.callback_metrics`` than a launched process can send home."""
+        self._background.close()
         leave_summaries(trainer)
 
     def _expected_seconds(self, pl_module: LightningModule) -> float:
         """What a report will take, as far as is known before the first."""
         return 0.0
+
+    def _write_finished(self, trainer: Trainer, is_waited_for: bool = False) -> None:
+        """Write the report that was finished in the background, if one was; of several processes all must come by."""
+        self._write(trainer, self._background.collect(is_waited_for))
+
+    def _write(self, trainer: Trainer, report: Report | None) -> None:
+        """Write a report, and with it what the monitor costs."""
+        if report is None:
+            return
+        with self._stopwatch:
+            cost = self.cadence.cost(self._name, report.step) | self._background.cost(self._name)
+            write_report(trainer, report._replace(scalars={**report.scalars, **cost}))
 
 
 def _said(setting: object) -> object:

@@ -142,7 +142,9 @@ class RankObserver:
             with self._of_gradients.stopwatch:
                 # A GradScaler leaves its scale to optimizers that undo it inside their step.
                 scale = getattr(optimizer, "grad_scale", None)
-                self._gradients.measure(self.model, optimizer, 1.0 if scale is None else float(scale))
+                taken = self._gradients.take(self.model, optimizer, 1.0 if scale is None else float(scale))
+                if taken is not None:
+                    self._gradients.measure(self.model, taken)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Generator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["of_first_process", "process_count", "process_index", "summed_over_processes"]
+__all__ = ["alone", "of_first_process", "process_count", "process_index", "summed_over_processes"]
 
 _Value = TypeVar("_Value")
+_thread = threading.local()
 
 
 def process_count() -> int:
-    """How many processes train together: 1 where ``torch.distributed`` is not initialised."""
+    """How many processes train together: 1 where ``torch.distributed`` is not initialised, and ``alone``."""
+    if getattr(_thread, "is_alone", False):
+        return 1
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def process_index() -> int:
     """Which of them this is, from 0."""
     return distributed.get_rank() if process_count() > 1 else 0
+
+
+@contextlib.contextmanager
+def alone() -> Generator[None]:
+    """Within it this thread takes part in no collective operation: what it does, others do not do with it."""
+    _thread.is_alone = True
+    try:
+        yield
+    finally:
+        _thread.is_alone = False
 
 
 def summed_over_processes(tensor: Tensor) -> Tensor:

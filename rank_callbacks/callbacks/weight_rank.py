@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 
+from rank_callbacks.callbacks.background import Copy
 from rank_callbacks.callbacks.lightning import step_axis
 from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.sharing import check_shards
 from rank_callbacks.callbacks.weight_readings import WeightReadings
 from rank_callbacks.matrices.sharded import read_on_first
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import Report
 
 __all__ = ["WeightRankMonitor"]
 
@@ -41,6 +44,8 @@ class WeightRankMonitor(Monitor):
     ``monitor/spectrum_age/weight_rank``      steps since the oldest whole spectrum, of which  steps
                                               the means tell; by ``auto``
     ``monitor/every_n_steps/weight_rank``     the cadence that ``"auto"`` has chosen          steps
+    ``monitor/dropped_reports/weight_rank``   reports that came due while another was         [0, ∞); none on a CPU
+                                              finished in the background
     ``monitor/seconds/weight_rank``           wall time that this report's spectra and        seconds
                                               measures took
     ``monitor/share_of_training/              wall time that the monitor has taken so far,    [0, 1]; none before the
@@ -59,6 +64,11 @@ class WeightRankMonitor(Monitor):
 
     **Cost.** The exact spectrum of every matrix, m·n² + n³ operations in float64 for one of m x n, m ≥ n; memory for the
     largest Gram matrix, 8·n² bytes; with ``change=True`` twice the time, and a copy of the weights, in checkpoints too.
+
+    **On a GPU.** Where the monitor chooses its cadence, up to 1 GiB of weights are copied to the host behind the training's
+    own work, which waits for nothing; a thread with one core takes the whole spectra of all of them, and the report is
+    written, with its own step, when it is done. One that comes due before is dropped. Of more weights, of sharded ones, with
+    ``change=True``, ``method="krylov"`` or a cadence of your own the host waits for each report, and so it does at the end.
 
     **Distributed.** Under DDP each matrix is measured by one process, shared out by cost; one all-reduce of the singular
     values follows. Under FSDP2 and tensor parallelism in ``ModelParallelStrategy`` a sharded matrix, or the Gram matrix of
@@ -87,6 +97,8 @@ class WeightRankMonitor(Monitor):
     Example:
         >>> monitor = WeightRankMonitor(measures=["effective_rank", "energy_rank_0.9"], layers="encoder*", every_n_steps=50)
     """
+
+    _name = "weight_rank"
 
     def __init__(
         self,
@@ -132,21 +144,44 @@ class WeightRankMonitor(Monitor):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Report if the schedule says so, once a step however many batches accumulate in it."""
         self.cadence.begin_step(step_axis(trainer))
-        if self.cadence(step_axis(trainer)):
+        is_due = self.cadence(step_axis(trainer))
+        if is_due or trainer.world_size == 1:
+            self._write_finished(trainer)  # with others only where all come by
+        if is_due:
             budgeted = self.cadence.is_auto and self.method == "auto"
             self._report(trainer, pl_module, self.cadence.credit() if budgeted else None)
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report what training has made of the weights."""
-        self._report(trainer, pl_module, seconds=None)
+        self._write_finished(trainer, is_waited_for=True)
+        self._report(trainer, pl_module, seconds=None, is_last=True)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, seconds: float | None) -> None:
+    def _report(self, trainer: Trainer, pl_module: LightningModule, seconds: float | None, is_last: bool = False) -> None:
         step = step_axis(trainer)
-        if step == self._last_step:
+        if step == self._last_step or self._background.drops():
             return
-        self._last_step = step
+        self._last_step, beyond = step, 0.0
         with self._stopwatch:
-            found = self._weights.read(pl_module, step, seconds)
-            write_report(trainer, Report(step, found.scalars | self.cadence.cost("weight_rank", step), found.spectra))
-        self.cadence.reported(step, found.seconds)
+            matrices = self._weights.matrices(pl_module)
+            if self._in_background and not is_last and self._background.takes(matrices.values()):
+                self._background.start(partial(_copies, matrices), partial(self._finished, step))
+            else:
+                found = self._weights.read_matrices(matrices, step, seconds)
+                self._write(trainer, Report(step, found.scalars, found.spectra))
+                beyond = found.seconds
+        self.cadence.reported(step, beyond)
+
+    @property
+    def _in_background(self) -> bool:
+        # W₀ must be there when a checkpoint is written, Krylov spaces set the precision of the whole process, and who names
+        # a cadence gets every report.
+        return self.cadence.is_auto and self.method != "krylov" and not self.change
+
+    def _finished(self, step: int, matrices: Mapping[str, Tensor]) -> Report:
+        found = self._weights.read_matrices(matrices, step, seconds=None)
+        return Report(step, found.scalars, found.spectra, {})
+
+
+def _copies(matrices: Mapping[str, Tensor], copy: Copy) -> dict[str, Tensor]:
+    return {name: copy(matrix) for name, matrix in matrices.items()}

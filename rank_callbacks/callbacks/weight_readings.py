@@ -118,7 +118,10 @@ class WeightReadings:
             step: Optimizer steps that it has taken.
             seconds: For whole spectra that are not affordable at every report, the first process's counting; None for all.
         """
-        matrices = self.matrices(model)
+        return self.read_matrices(self.matrices(model), step, seconds)
+
+    def read_matrices(self, matrices: Mapping[str, Tensor], step: int, seconds: float | None) -> WeightReport:
+        """The readings of what ``matrices`` returned, or of copies."""
         whole = self._whole(matrices, seconds)
         rest = {name: matrix for name, matrix in matrices.items() if name not in whole}
         spectra = self._spectra({name: matrices[name] for name in whole}, step)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -64,6 +64,15 @@ class LayerRows:
         deltas = _stacked([rows for _, rows in self.deltas])
         counts = (inputs.abs().amax(1) > 0) & (deltas.abs().amax(1) > 0)
         return (inputs, deltas) if counts.all() else (inputs[counts], deltas[counts])
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is kept."""
+        yield from (*self.inputs, *(rows for _, rows in self.deltas), *self.tokens)
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> LayerRows:
+        """The same with copies of all that is kept."""
+        inputs, tokens = [copy(rows) for rows in self.inputs], [copy(tokens) for tokens in self.tokens]
+        return replace(self, inputs=inputs, deltas=[(call, copy(rows)) for call, rows in self.deltas], tokens=tokens)
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Run as a script: train on a simulated GPU and on the CPU, watched, and save what was read into a folder."""
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rank_callbacks import (
     TruncationMonitor,
     WeightRankMonitor,
 )
+from rank_callbacks.writers import Report
 from tests.simulated_gpu import DEVICE, SimulatedGPU
 
 CLASSES = 5
@@ -73,10 +75,26 @@ def batches() -> DataLoader[Any]:
     return DataLoader(TensorDataset(images, torch.arange(100) % CLASSES), batch_size=20)
 
 
-def trained(strategy: Any, callbacks: list[Callback]) -> tuple[dict[str, float], list[Tensor]]:
+class Witness(Callback):
+    """Hears every report, and notes what the host has waited for before the last step."""
+
+    def __init__(self, gpu: SimulatedGPU | None, steps: int) -> None:
+        self.gpu, self.steps = gpu, steps
+        self.rows: dict[tuple[int, str], float] = {}
+        self.waits: dict[str, int] = {}
+
+    def receive_report(self, trainer: Trainer, report: Report) -> None:
+        self.rows.update({(report.step, str(tag)): value for tag, value in report.scalars.items()})
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.steps - 1 and self.gpu is not None:
+            self.waits = dict(self.gpu.waits)
+
+
+def trained(strategy: Any, callbacks: list[Callback], epochs: int = 2) -> tuple[dict[str, float], list[Tensor]]:
     """What was read last, and the parameters."""
     trainer = Trainer(
-        max_epochs=2,
+        max_epochs=epochs,
         callbacks=callbacks,
         strategy=strategy,
         accelerator="cpu" if strategy == "auto" else "auto",
@@ -90,6 +108,25 @@ def trained(strategy: Any, callbacks: list[Callback]) -> tuple[dict[str, float],
     trainer.fit(network, batches(), batches())
     readings = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return readings, [parameter.detach().cpu() for parameter in network.parameters()]
+
+
+def in_background() -> dict[str, Any]:
+    """Reports every 50 steps: told so on the CPU, of the monitor's own choice on the GPU."""
+    epochs = 14
+    told = [WeightRankMonitor(every_n_steps=50), GradientRankMonitor(every_n_steps=50)]
+    chosen = [WeightRankMonitor(max_overhead=1.0), GradientRankMonitor(max_overhead=1.0)]
+    here = Witness(None, 5 * epochs)
+    _, parameters = trained("auto", [*told, here], epochs)
+    with SimulatedGPU() as gpu:
+        there = Witness(gpu, 5 * epochs)
+        _, moved = trained(SingleDeviceStrategy(DEVICE, accelerator=Elsewhere()), [*chosen, there], epochs)
+    with SimulatedGPU() as gpu:
+        alone = Witness(gpu, 5 * epochs)
+        trained(SingleDeviceStrategy(DEVICE, accelerator=Elsewhere()), [alone], epochs)
+    threads = [thread.name for thread in threading.enumerate() if "rank_callbacks" in thread.name]
+    waits = {name: count - alone.waits.get(name, 0) for name, count in there.waits.items()}
+    is_alike = all(map(torch.equal, parameters, moved))
+    return {"cpu": here.rows, "gpu": there.rows, "is_alike": is_alike, "waits": waits, "threads": threads}
 
 
 def observed(device: torch.device | str) -> dict[str, float]:
@@ -126,6 +163,7 @@ def main(folder: Path) -> None:
     with SimulatedGPU():
         there = observed(DEVICE)
     found["observer"] = {"cpu": observed("cpu"), "gpu": there, "is_alike": True, "waits": {}}
+    found["background"] = in_background()
     torch.save(found, folder / "gpu-0.pt")
 
 

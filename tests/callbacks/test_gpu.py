@@ -29,5 +29,16 @@ def test_readings_and_training_are_those_of_the_cpu(found: dict[str, Any], name:
     assert of["is_alike"]
 
 
+def test_whole_spectra_are_finished_in_the_background(found: dict[str, Any]) -> None:
+    """With the steps that they are of, and all that the host waits for are copies: of weights, gradients and linear rows."""
+    of = found["background"]
+    here, there = ({key: value for key, value in of[place].items() if "monitor/" not in key[1]} for place in ("cpu", "gpu"))
+    assert {step for step, _ in here} == {0, 50, 70}
+    assert there == pytest.approx(here, rel=1e-6)
+    assert of["is_alike"]
+    assert {name: count for name, count in of["waits"].items() if count} == {"_to_copy": 2 * (4 + 4 + 2 * 3)}
+    assert of["threads"] == []
+
+
 def test_simulated_gpu_takes_no_tensor_of_the_cpu(found: dict[str, Any]) -> None:
     assert "same device" in found["mixed"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rank_callbacks import GradientRankMonitor, log_spaced
-from rank_callbacks.callbacks import gradient_rank, gradient_spectra
+from rank_callbacks.callbacks import gradient_spectra, monitor
 from rank_callbacks.callbacks.lightning import step_axis
 from tests.gradients import BATCH, BOUNDS, LAYERS, Gradients, Wide, exact_rank, readings, spectrum, three_layers, wide
 from tests.models import CLASSES, MODELS, Classifier, convnet, mlp
@@ -194,7 +194,7 @@ def test_bounds_are_logged_as_a_table_once(reports: list[Any]) -> None:
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the monitor hands to the writers."""
     written: list[Any] = []
-    monkeypatch.setattr(gradient_rank, "write_report", lambda trainer, report: written.append(report))
+    monkeypatch.setattr(monitor, "write_report", lambda trainer, report: written.append(report))
     return written
 
 
