@@ -90,14 +90,15 @@ def snapshots(
         (5, Held(value=2.0, step=0), False, True)
     """
     events = sorted({*of_run, *reports}, reverse=True)
-    reported, layers, report, shown = set(reports), dict[str, Held](), None, dict[int, Snapshot | None]()
+    reported, read, report, shown = set(reports), dict[str, int](), None, dict[int, Snapshot | None]()
     for step in steps:
         while events and events[-1] <= step:
             now = events.pop()
             report = now if now in reported else report
-            layers |= {layer: Held(value, now) for layer, value in of_run.get(now, {}).items()}
+            read.update(dict.fromkeys(of_run.get(now, ()), now))
+        layers = {layer: Held(of_run[when][layer], when) for layer, when in read.items()}
         # A table that has lost a report may have a reading before the first one left.
-        shown[step] = None if report is None and not layers else Snapshot(step if report is None else report, dict(layers))
+        shown[step] = None if report is None and not layers else Snapshot(step if report is None else report, layers)
     return shown
 
 
