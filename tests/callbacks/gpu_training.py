@@ -1,5 +1,7 @@
 """Run as a script: train on a simulated GPU and on the CPU, watched, and save what was read into a folder."""
 
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -129,6 +131,32 @@ def in_background() -> dict[str, Any]:
     return {"cpu": here.rows, "gpu": there.rows, "is_alike": is_alike, "waits": waits, "threads": threads}
 
 
+class Ends(Callback):
+    """Ends the training after step 50, of which a report is then under way."""
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 51 and self.way == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif trainer.global_step == 51:
+            raise RuntimeError(self.way)
+
+
+def ended(way: str) -> dict[str, Any]:
+    """What was read by a training that did not come to its end, and the threads that it left."""
+    with SimulatedGPU() as gpu:
+        witness, monitors = Witness(gpu, 0), [WeightRankMonitor(max_overhead=1.0), GradientRankMonitor(max_overhead=1.0)]
+        try:
+            trained(SingleDeviceStrategy(DEVICE, accelerator=Elsewhere()), [*monitors, witness, Ends(way)], 14)
+            outcome = "nothing"
+        except (RuntimeError, SystemExit) as error:
+            outcome = type(error).__name__
+    threads = [thread.name for thread in threading.enumerate() if "rank_callbacks" in thread.name]
+    return {"rows": witness.rows, "threads": threads, "outcome": outcome}
+
+
 def observed(device: torch.device | str) -> dict[str, float]:
     """What an observer reads in a loop without Lightning."""
     network = Network().to(device)
@@ -164,6 +192,7 @@ def main(folder: Path) -> None:
         there = observed(DEVICE)
     found["observer"] = {"cpu": observed("cpu"), "gpu": there, "is_alike": True, "waits": {}}
     found["background"] = in_background()
+    found |= {way: ended(way) for way in ("crashed", "terminated")}
     torch.save(found, folder / "gpu-0.pt")
 
 

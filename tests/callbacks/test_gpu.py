@@ -40,5 +40,15 @@ def test_whole_spectra_are_finished_in_the_background(found: dict[str, Any]) -> 
     assert of["threads"] == []
 
 
+@pytest.mark.parametrize(("way", "outcome"), [("crashed", "RuntimeError"), ("terminated", "SIGTERMException")])
+def test_last_report_is_written_and_no_thread_left_at_an_early_end(found: dict[str, Any], way: str, outcome: str) -> None:
+    of = found[way]
+    assert of["outcome"] == outcome
+    assert {(step, tag.split("/")[0]) for step, tag in of["rows"] if "mean_over_layers" in tag and "rank/eff" in tag} == {
+        (step, group) for step in (0, 50) for group in ("weight_rank", "gradient_rank")
+    }
+    assert of["threads"] == []
+
+
 def test_simulated_gpu_takes_no_tensor_of_the_cpu(found: dict[str, Any]) -> None:
     assert "same device" in found["mixed"]
