@@ -83,8 +83,8 @@ def nc1_pinv(moments: ClassMoments) -> Tensor:
 
     Σ_W = (1/N) Σ_k Σ_{i∈k} (h_i − h̄_k)(h_i − h̄_k)ᵀ, Σ_B = (1/C) Σ_k (h̄_k − h̄)(h̄_k − h̄)ᵀ with h̄ the mean of class means, over
     the C classes that have samples. In [0, ∞]: 0 at collapse, ∞ where all class means are equal, NaN with fewer than two
-    classes or features that are not finite. Singular values of the centred class means below max(C, D)·ε of the largest, or
-    below the rounding of the means, count as 0.
+    classes, all features in one point or features that are not finite. Singular values of the centred class means below
+    max(C, D)·ε of the largest, or below the rounding of the means, count as 0.
 
     Args:
         moments: Of the features, with their scatter.
@@ -158,7 +158,8 @@ def nc1_fuzziness(moments: ClassMoments) -> Tensor:
 def nc1_quotient(moments: ClassMoments) -> Tensor:
     """NC1 without a pseudo-inverse: tr Σ_W / tr Σ_B, classes of equal weight in Σ_B.
 
-    In [0, ∞]; ∞ where all class means are equal, NaN with fewer than two classes or features that are not finite.
+    In [0, ∞]; ∞ where all class means are equal, NaN with fewer than two classes, all features in one point or features that
+    are not finite.
 
     Args:
         moments: Of the features.
@@ -365,11 +366,13 @@ def _trace_against(moments: ClassMoments, weights: Tensor, mean_weights: Tensor)
         return _nan(within)
     # No contrast can be told from 0 that the rounding of the means hides.
     noise = 8 * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(moments.means * weights.sqrt()[:, None])
-    return _trace_of_quotient(within, between, max(moments.means.shape) * torch.finfo(torch.float64).eps, noise)
+    rtol = max(moments.means.shape) * torch.finfo(torch.float64).eps
+    # Where nothing tells class means apart, neither do contrasts tell along which to look for variation.
+    return _trace_of_quotient(within, between, rtol, noise, otherwise=moments.variations.sum() / 0)
 
 
-def _trace_of_quotient(within: Tensor, between: Tensor, rtol: float, noise: Tensor) -> Tensor:
-    """tr(W (BᵀB)⁺), singular values of B below ``rtol`` of the largest, or below ``noise``, counting as 0; ∞ for B = 0."""
+def _trace_of_quotient(within: Tensor, between: Tensor, rtol: float, noise: Tensor, otherwise: Tensor) -> Tensor:
+    """tr(W (BᵀB)⁺), singular values of B below ``rtol``·σ₁ or ``noise`` counting as 0; ``otherwise`` where all of them do."""
     # BᵀB = RᵀR. Where the Frobenius norms of R and its inverse say that all singular values count, there is no need of them.
     triangle = torch.linalg.qr(between, mode="r").R
     inverse = torch.linalg.solve_triangular(triangle, torch.eye(len(triangle)).to(triangle), upper=True)
@@ -378,7 +381,7 @@ def _trace_of_quotient(within: Tensor, between: Tensor, rtol: float, noise: Tens
     _, roots, directions = torch.linalg.svd(between, full_matrices=False)
     kept = roots > torch.maximum(rtol * roots[0], noise)
     if not kept.any():
-        return within.trace() / 0
+        return otherwise
     along = ((directions[kept] @ within) * directions[kept]).sum(1)
     return (along / roots[kept].square()).sum()
 

@@ -62,7 +62,9 @@ def dormant_ratio(features: Tensor, tau: float = 0.025) -> Tensor:
 
 def _mean_sizes(features: Tensor) -> Tensor:
     """Mean absolute value of each feature; shape ``(D,)``."""
-    return features.detach().reshape(-1, features.shape[-1]).abs().mean(0, dtype=torch.float64)
+    rows = features.detach().reshape(-1, features.shape[-1])
+    rows = rows if rows.is_floating_point() else rows.double()  # booleans have no size, and -128 of int8 a negative one
+    return rows.abs().mean(0, dtype=torch.float64)
 
 
 def _share(chosen: Tensor, sizes: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ __all__ = ["alpha_req", "check_alpha_req", "corrected_participation_ratio", "sat
 
 # Fewer points do not make a line: as for ``alpha``.
 _FEWEST_POINTS = 10
+# Of tr S², what rounding leaves of a difference that is 0: features of float32 in a simplex leave 1e-14.
+_ROUNDING = 1e-12
 
 
 def alpha_req(singular_values: Tensor, first: int = 11, last: int = 100) -> Tensor:
@@ -114,8 +116,10 @@ def corrected_participation_ratio(singular_values: Tensor, num_samples: int | Te
     squares = relative_to_largest(singular_values).square()
     trace, square = squares.sum(-1), squares.square().sum(-1)
     freedom = torch.as_tensor(num_samples, dtype=torch.float64, device=squares.device) - 1
-    corrected = freedom**2 / ((freedom - 1) * (freedom + 2)) * (square - trace**2 / freedom)
-    ratio = torch.where((freedom >= 2) & (corrected > 0), trace**2 / corrected - 2 / freedom, torch.nan)
+    excess = square - trace**2 / freedom
+    corrected = freedom**2 / ((freedom - 1) * (freedom + 2)) * excess
+    told = (freedom >= 2) & (excess > _ROUNDING * square)
+    ratio = torch.where(told, trace**2 / corrected - 2 / freedom, torch.nan)
     return torch.where((trace == 0) & (freedom >= 2), 0.0, ratio)
 
 

@@ -36,7 +36,7 @@ def fourth_moment(matrix: Tensor, *, total: Total | None = None) -> Tensor:
         tensor(17., dtype=torch.float64)
     """
     moment, _, unit = _moments(matrix.detach(), total)
-    return moment * unit**4
+    return moment * moment.new_tensor(unit).pow(4)
 
 
 def gram_participation_ratio(matrix: Tensor, *, total: Total | None = None) -> Tensor:

@@ -149,7 +149,7 @@ def convolution_positions(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> int:
-    """Positions that a kernel takes on an image, Π ⌊(w + 2p − d(k − 1) − 1)/s + 1⌋.
+    """Positions that a kernel takes on an image, Π ⌊(w + 2p − d(k − 1) − 1)/s + 1⌋; none on an image that is smaller.
 
     Args:
         size: Of the image, one number a dimension; so for the rest.
@@ -163,7 +163,7 @@ def convolution_positions(
         49
     """
     sides = zip(size, kernel_size, stride, padding, dilation, strict=True)
-    return math.prod((w + 2 * p - d * (k - 1) - 1) // s + 1 for w, k, s, p, d in sides)
+    return math.prod(max(0, (w + 2 * p - d * (k - 1) - 1) // s + 1) for w, k, s, p, d in sides)
 
 
 def convolution_gradient_bound(

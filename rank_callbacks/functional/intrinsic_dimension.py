@@ -9,6 +9,8 @@ __all__ = ["two_nn"]
 
 # Distances and differences are held so many at a time, 32 MiB in float64.
 _NUMBERS_AT_ONCE = 2**22
+# Logarithms of ratios that rounding to float32 makes of 1, where coordinates are ten times as large as their distances.
+_ROUNDING = 1e-6
 # Neighbours that are looked at again: two count, the others stand in where rounding has confused their order.
 _CANDIDATES = 4
 
@@ -19,8 +21,8 @@ def two_nn(features: Tensor, discard: float = 0.1) -> Tensor:
     With μ = r₂/r₁ sorted ascending and F(μ_i) = i/N, the slope through the origin of −ln(1 − F(μ_i)) on ln μ_i over the first
     ⌊N (1 − discard)⌋ points, as in the paper and in scikit-dimension. Points with a duplicate have r₁ = 0 and no ratio: they
     are left out of the N, but stay neighbours of others. Above 0; a high dimension reads low unless N grows exponentially with
-    it. NaN with fewer than 3 points or fewer than 2 that are kept, where all ratios are 1 as on a grid, and with features that
-    are not finite.
+    it. NaN with fewer than 3 points or fewer than 2 that are kept, where all kept ratios are 1 to 1e-6 as on a grid, and with
+    features that are not finite. Neighbours nearer than 1e-8 of the extent of all features may be missed.
 
     N²·D operations in float64. Distances are held in parts of 32 MiB beside a float64 copy of the features.
 
@@ -76,4 +78,4 @@ def _slope_through_origin(ratios: Tensor, discard: float) -> Tensor:
         return ratios.new_tensor(torch.nan)
     logs = ratios[:kept].log()
     share = torch.arange(1, kept + 1, dtype=logs.dtype, device=logs.device) / len(ratios)
-    return -(logs @ torch.log1p(-share)) / (logs @ logs)
+    return torch.where(logs[-1] > _ROUNDING, -(logs @ torch.log1p(-share)) / (logs @ logs), torch.nan)

@@ -31,6 +31,8 @@ __all__ = [
 
 # Squared relative error of a mean in float64, with a margin of 4.
 _ROUNDING = 1e-30
+# Of its trace, what rounding may leave of an eigenvalue of Σ_w that is 0.
+_DROWNED = 1e-12
 
 
 class ViewMoments(NamedTuple):
@@ -96,8 +98,7 @@ def moment_lidar(moments: ViewMoments, delta: float = 1e-4, epsilon: float = 1e-
     within = _symmetric(within) / freedom
     if not (objects.count >= 2) & between.isfinite().all() & within.isfinite().all():
         return between.new_tensor(torch.nan)
-    within.diagonal().add_(delta)
-    values = _discriminant_values(between, within) + epsilon
+    values = _discriminant_values(between, within, delta) + epsilon
     share = values / values.sum()
     apart = between.trace() > _ROUNDING * (objects.mean.square().sum() + within.trace())
     return torch.where(apart, torch.special.entr(share).sum().exp(), 0.0)
@@ -162,9 +163,14 @@ def check_lidar(delta: float, epsilon: float) -> None:
         raise ValueError(f"Expected delta to be above 0 and epsilon from 0, got delta={delta} and epsilon={epsilon}.")
 
 
-def _discriminant_values(between: Tensor, within: Tensor) -> Tensor:
-    """Eigenvalues of within^−½ · between · within^−½, none below 0."""
-    factor = torch.linalg.cholesky(within)
+def _discriminant_values(between: Tensor, within: Tensor, delta: float) -> Tensor:
+    """Eigenvalues of (within + delta)^−½ · between · (within + delta)^−½, none below 0."""
+    if delta < _DROWNED * within.trace():
+        squares, vectors = torch.linalg.eigh(within)
+        hidden = squares <= len(squares) * torch.finfo(squares.dtype).eps * squares[-1]
+        root = vectors * (squares.masked_fill(hidden, 0) + delta).rsqrt()
+        return torch.linalg.eigvalsh(root.mT @ between @ root).clamp_min(0)
+    factor = torch.linalg.cholesky(within + delta * torch.eye(len(within), dtype=within.dtype, device=within.device))
     # L⁻¹ B L⁻ᵀ has the same eigenvalues, and needs no roots of within.
     half = torch.linalg.solve_triangular(factor, between, upper=False)
     whitened = torch.linalg.solve_triangular(factor, half.mT, upper=False)

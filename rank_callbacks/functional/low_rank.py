@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rank_callbacks.functional.exact_rank import exact_rank, factor_tolerances, rank_from_gram
+from rank_callbacks.functional.matrix_norm import matrix_norm, multipliable, unit_of
 from rank_callbacks.functional.spectrum import roots_of_eigenvalues, roots_of_squares, widened
 
 __all__ = ["LowRankSpectrum", "OuterProductSpectrum", "leading_subspace", "low_rank_singular_values", "outer_product_spectrum"]
@@ -44,7 +46,7 @@ def low_rank_singular_values(matrix: Tensor, rank: int, generator: torch.Generat
         generator: Source of Ω, on the matrix's device; the global one would change the training run.
 
     Returns:
-        Values and residual, both NaN where the matrix is not finite.
+        Values and residual, both NaN where the matrix is not finite and 0 where it is zero or empty.
 
     Example:
         >>> outer = torch.outer(torch.tensor([3.0, 4.0]), torch.ones(100))
@@ -54,20 +56,22 @@ def low_rank_singular_values(matrix: Tensor, rank: int, generator: torch.Generat
     Reference:
         Finding structure with randomness (Halko, Martinsson and Tropp, 2011), https://arxiv.org/abs/0909.4061
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-    factor = _as_factor(wide)
-    sketch = factor @ _gaussian(factor, rank + _OVERSAMPLING, generator)
-    if not sketch.isfinite().all():
-        return LowRankSpectrum(torch.full_like(wide[:, 0], torch.nan, dtype=torch.float64), torch.tensor(torch.nan))
-    basis = torch.linalg.qr(sketch.double()).Q
+    wide = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT).detach()
+    norm = matrix_norm(wide)
+    size = float(norm)
+    if size == 0 or not math.isfinite(size):
+        return LowRankSpectrum(norm.new_full((len(wide),), size - size), norm.new_tensor(size - size))
+    unit = unit_of(size)
+    factor = multipliable(wide, unit)
+    basis = torch.linalg.qr((factor @ _gaussian(factor, rank + _OVERSAMPLING, generator)).double()).Q
     inside = torch.zeros(basis.shape[1], wide.shape[1], dtype=torch.float64, device=wide.device)
     energy = inside.new_zeros(())
     for rows, chunk in zip(basis.split(_ROWS_AT_ONCE), wide.split(_ROWS_AT_ONCE), strict=True):
-        chunk = chunk.double()
+        chunk = chunk.double() if unit == 1 else chunk.double() / unit
         inside.addmm_(rows.mT, chunk)
         energy += torch.linalg.vector_norm(chunk).square()
     residual = (energy - torch.linalg.vector_norm(inside).square()).clamp_min(0).sqrt()
-    return LowRankSpectrum(_padded(roots_of_eigenvalues(inside @ inside.mT), len(wide)), residual)
+    return LowRankSpectrum(unit * _padded(roots_of_eigenvalues(inside @ inside.mT), len(wide)), unit * residual)
 
 
 class OuterProductSpectrum(NamedTuple):
@@ -90,7 +94,8 @@ def outer_product_spectrum(deltas: Tensor, inputs: Tensor, vectors: int = 0) -> 
     """Spectrum of ΔᵀX, the gradient of a linear layer, from b x b problems alone.
 
     With XXᵀ = RRᵀ, R its Cholesky factor, the singular values are the roots of the eigenvalues of Rᵀ(ΔΔᵀ)R. 2·b²·(m + n)
-    operations in float64 and one b x b eigenvalue problem. Values below 1e-7·σ₁ cannot be told from 0.
+    operations in float64 and one b x b eigenvalue problem. Values below 2e-8·‖Δ‖₂‖X‖₂ cannot be told from 0:
+    1e-7·σ₁, but 1e-6·σ₁ and more where Δᵀ cancels the leading direction of X, say a mean of ten standard deviations.
 
     Args:
         deltas: Output gradients Δ of shape ``(b, m)``, any real floating type.
@@ -156,7 +161,8 @@ def leading_subspace(matrix: Tensor, rank: int, generator: torch.Generator, iter
         >>> leading_subspace(diagonal, 1, torch.Generator().manual_seed(0)).abs().round(decimals=3).flatten()
         tensor([1., 0., 0.])
     """
-    matrix = _as_factor(matrix)
+    matrix = matrix.detach()
+    matrix = multipliable(matrix, unit_of(float(matrix_norm(matrix))))
     block = matrix @ _gaussian(matrix, rank + _OVERSAMPLING, generator)
     for _ in range(iterations):
         block = matrix @ (matrix.mT @ torch.linalg.qr(block).Q)
@@ -169,11 +175,6 @@ def _gaussian(matrix: Tensor, columns: int, generator: torch.Generator) -> Tenso
     """A Gaussian block to multiply ``matrix`` by."""
     size = (matrix.shape[1], min(columns, *matrix.shape))
     return torch.randn(size, generator=generator, device=matrix.device).to(matrix.dtype)  # float64 would take 6 times longer
-
-
-def _as_factor(matrix: Tensor) -> Tensor:
-    """The matrix in a type that products and QR take: float64 where it is, float32 otherwise."""
-    return matrix if matrix.dtype == torch.float64 else matrix.float()
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

@@ -198,7 +198,8 @@ def numerical_rank(singular_values: Tensor, rtol: float = 1e-3, noise: float | T
 def energy_rank(singular_values: Tensor, energy: float = 0.99) -> Tensor:
     """How many singular values hold a share of the energy, the least k with Σ_{i≤k} σ² ≥ energy·Σσ².
 
-    Between 1 and r; 0 for a zero or empty spectrum, NaN where a singular value is not finite.
+    Sums are compared up to 1e-12 of them, so that an ``energy`` of 1 leaves out a tail that holds no more. Between 1 and r;
+    0 for a zero or empty spectrum, NaN where a singular value is not finite.
 
     Args:
         singular_values: Shape ``(..., r)``, descending.
@@ -426,8 +427,10 @@ def rounding_noise(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(matrix.shape[:-2], dtype=torch.float64, device=matrix.device)
     scale = 1.2 / 4 * torch.finfo(dtype or matrix.dtype).eps
     norms = _largest_row_and_column(matrix if matrix.dtype.itemsize > 2 else matrix.float())
-    if not (norms.isfinite() & (norms > 1e-15)).all():  # squares over- or underflow in float32
-        norms = _largest_row_and_column(matrix.to(torch.complex128 if matrix.is_complex() else torch.float64))
+    if not (norms.isfinite() & (norms > 1e-15)).all():  # squares over- or underflow
+        wide = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
+        unit = wide.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        norms = _largest_row_and_column(wide / unit) * unit[..., 0, 0]
     return scale * torch.where(norms.isfinite(), norms.double(), torch.nan)
 
 

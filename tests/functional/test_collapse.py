@@ -482,6 +482,15 @@ def test_classes_that_share_their_mean_have_infinite_nc1(moments_of, width, offs
     assert class_mean_equiangularity(moments).isnan()
 
 
+@pytest.mark.parametrize("axis", range(4))
+def test_variation_about_a_shared_mean_is_seen_in_any_direction(axis):
+    """Without contrasts no direction is a place to look for it."""
+    features = torch.eye(4)[axis] * torch.tensor([1.0, -1, 2, -2])[:, None] + 1e4
+    moments = class_moments(features, torch.tensor([0, 0, 1, 1]), 2, scatter=True)
+    for measure in OF_THE_SCATTER.values():
+        assert measure(moments).item() == INF
+
+
 def test_two_classes_that_share_their_mean_are_infinitely_alike():
     features = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0], [5.0, 5.0], [5.0, 6.0]])
     moments = class_moments(features, torch.tensor([0, 0, 1, 1, 2, 2]), 3, scatter=True)

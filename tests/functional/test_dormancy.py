@@ -68,6 +68,13 @@ def test_any_type_and_leading_dimensions(measure, dtype):
 
 
 @each
+def test_types_without_an_absolute_value(measure):
+    """−(−128) is −128 in int8, and booleans have none."""
+    assert measure(torch.tensor([[-128, 0, 100]], dtype=torch.int8)).item() == pytest.approx(1 / 3)
+    assert measure(torch.tensor([[True, False, True]])).item() == pytest.approx(1 / 3)
+
+
+@each
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_features_that_are_not_finite_read_nan(measure, bad):
     features = layer()

@@ -197,6 +197,15 @@ def test_corrected_participation_ratio_where_samples_cannot_tell():
     assert corrected_participation_ratio(torch.ones(5), num_samples=7).isfinite()
 
 
+@pytest.mark.parametrize("corners", range(3, 70, 6))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_corrected_participation_ratio_of_a_simplex_is_not_told_by_its_corners(dtype, corners):
+    """N − 1 equal variances from N samples: t is 0, and what rounding makes of it is no dimension."""
+    simplex = torch.linalg.qr(torch.randn(80, corners, dtype=torch.float64)).Q.mT.to(dtype) + 0.7
+    values = feature_singular_values(simplex, centered=True)
+    assert corrected_participation_ratio(values, corners).isnan()
+
+
 def test_number_of_samples_is_one_number_a_matrix():
     values = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]], dtype=torch.float64)
     both = corrected_participation_ratio(values, torch.tensor([10, 20]))

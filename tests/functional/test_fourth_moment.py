@@ -46,6 +46,13 @@ def test_any_scale(dtype: torch.dtype, scale: float) -> None:
     assert gram_participation_ratio(matrix) == pytest.approx(participation_ratio(singular_values(matrix)).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(1e-100, 0), (1e100, np.inf), (1e200, np.inf)])
+def test_fourth_power_that_float64_does_not_hold(scale: float, expected: float) -> None:
+    matrix = scale * torch.eye(3, dtype=torch.float64)
+    assert fourth_moment(matrix).item() == expected
+    assert gram_participation_ratio(matrix).item() == pytest.approx(3)
+
+
 @shapes
 def test_zeros(shape: tuple[int, int]) -> None:
     assert fourth_moment(torch.zeros(shape)) == 0

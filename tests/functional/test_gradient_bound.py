@@ -342,6 +342,7 @@ def test_convolution_after_a_linear_bottleneck_in_the_channels() -> None:
         ({"dilation": (2, 2)}, 36),
         ({"padding": (0, 0)}, 36),
         ({"stride": (2, 1)}, 32),
+        ({"size": (2, 2), "kernel_size": (7, 7)}, 0),  # no place, and not (−2)²
     ],
     ids=str,
 )

@@ -111,6 +111,8 @@ def test_where_nothing_can_be_said_nan():
     assert two_nn(torch.zeros(30, 4)).isnan()  # duplicates all
     grid = torch.cartesian_prod(torch.arange(5), torch.arange(5))
     assert two_nn(grid).isnan()
+    for dtype in (torch.float32, torch.float64):
+        assert two_nn(0.1 * grid.to(dtype)).isnan()  # .3 − .2 is not .1
     assert two_nn(torch.tensor([[0.0], [1.0], [3.0]]), discard=0.5).isnan()  # one ratio is kept
 
 

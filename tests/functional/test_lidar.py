@@ -73,6 +73,17 @@ def test_objects_with_one_mean_read_zero():
     assert lidar(torch.ones(4, 3, 5)).item() == 0
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 32), (5, 2, 10), (30, 4, 8)], ids=str)
+def test_a_delta_that_drowns_in_rounding_still_counts(shape):
+    """Beside views of 1e5 it is lost in float64; where views do not differ it is all there is, so it scales with them."""
+    sample = views(*shape)
+    expected = lidar(sample, delta=1e-8, epsilon=0).item()
+    assert expected == pytest.approx(naive(sample.numpy(), delta=1e-8, epsilon=1e-30), rel=1e-5)
+    for scale in (1e3, 1e6, 1e9):
+        assert lidar(sample * scale, delta=1e-8 * scale**2, epsilon=0).item() == pytest.approx(expected, rel=1e-5)
+        assert lidar(sample * scale, delta=1e-4, epsilon=0).isfinite()
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 3), (1, 4, 3), (5, 1, 3), (5, 0, 3)], ids=str)
 def test_too_few_objects_or_views_read_nan(shape):
     assert lidar(torch.randn(shape)).isnan()

@@ -107,12 +107,25 @@ def test_sketch_of_zeros_is_zero(shape: tuple[int, int]) -> None:
     assert residual == 0
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
-def test_sketch_at_any_scale(scale: float) -> None:
-    matrix = product(30, 40, 3, torch.float32) * scale
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)], ids=str)
+def test_sketch_of_nothing_is_empty(shape: tuple[int, int]) -> None:
+    values, residual = low_rank_singular_values(torch.zeros(shape), 3, generator())
+    assert values.shape == (0,)
+    assert residual == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, scale) for scale in (1e-36, 1e-30, 1e-10, 1e10, 1e30, 1e37)]
+    + [(torch.float64, scale) for scale in (1e-200, 1e200)],
+    ids=str,
+)
+def test_sketch_at_any_scale(dtype: torch.dtype, scale: float) -> None:
+    matrix = product(30, 40, 3, dtype) * scale
     values, residual = low_rank_singular_values(matrix, 3, generator())
     np.testing.assert_allclose(values[:3], svd(matrix)[:3], rtol=1e-5)
     assert residual <= 1e-5 * values[0]
+    assert residual.dtype == torch.float64
 
 
 def test_sketch_leaves_the_matrix_and_the_global_generator_and_repeats() -> None:
@@ -241,6 +254,13 @@ def test_leading_subspace_is_ordered() -> None:
     matrix = torch.diag(torch.tensor([1.0, 3.0, 2.0, 0.5]).double())
     expected = torch.eye(4, dtype=torch.float64)[:, [1, 2, 0]]
     torch.testing.assert_close(leading_subspace(matrix, 3, generator()).abs(), expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e37])
+def test_leading_subspace_at_any_scale(scale: float) -> None:
+    """Products of the matrix with itself would leave float32."""
+    matrix = with_spectrum(torch.logspace(0, -6, 20).double(), 40, 30)
+    assert overlap(leading_subspace((matrix * scale).float(), 3, generator()), matrix) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

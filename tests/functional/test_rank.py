@@ -255,6 +255,11 @@ def test_nuclear_rank_lies_between_stable_and_effective_rank(values):
     assert_ascending(stable_rank(values).item(), nuclear_rank(values).item(), effective_rank(values).item())
 
 
+def test_rank_of_all_energy_leaves_out_what_holds_less_than_rounding():
+    assert energy_rank(torch.tensor([1.0, 2e-6], dtype=torch.float64), energy=1.0) == 2
+    assert energy_rank(torch.tensor([1.0, 5e-7], dtype=torch.float64), energy=1.0) == 1
+
+
 @laws
 @given(float64_spectra())
 def test_rank_of_all_energy_is_at_most_the_rank(values):
@@ -521,6 +526,13 @@ def test_rounding_noise_covers_the_rounding_of_uneven_matrices(kind):
 def test_rounding_noise_is_in_the_unit_of_the_matrix(scale):
     matrix = torch.randn(20, 30)
     assert_equal(rounding_noise(matrix * scale) / rounding_noise(matrix), scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-280, 1e-160, 1e155, 1e300])
+def test_rounding_noise_of_a_batch_in_float64_at_any_scale(scale):
+    matrices, scales = torch.randn(2, 20, 30, dtype=torch.float64), torch.tensor([scale, 1.0], dtype=torch.float64)
+    ratio = rounding_noise(matrices * scales[:, None, None]) / rounding_noise(matrices)
+    assert_equal(ratio / scales, 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rtol", [-1e-3, NAN])
