@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import reduce
 from typing import NamedTuple, cast
 
@@ -19,7 +19,7 @@ from rank_callbacks.matrices import matrix_views
 from rank_callbacks.matrices.parameters import TrainableWeight
 from rank_callbacks.matrices.passes import Pass, PassHooks
 
-__all__ = ["CollapseWindow", "WindowedMatrix", "over_processes"]
+__all__ = ["CollapseWindow", "WindowedMatrix", "bytes_held", "over_processes"]
 
 
 class WindowedMatrix(NamedTuple):
@@ -27,17 +27,31 @@ class WindowedMatrix(NamedTuple):
 
     Args:
         weight: The matrix as it is now, W.
-        gradient: Its gradient, added up over the steps of the window.
+        gradient: Its gradient, the mean over the steps of the window; None where it was not added up.
         inputs: Moments of the rows that passed into the layer.
         deltas: Moments of the gradients of its output, unscaled.
         steps: How many gradients were added up; of a probe, its samples.
     """
 
     weight: Tensor
-    gradient: Tensor
+    gradient: Tensor | None
     inputs: ClassMoments
     deltas: ClassMoments
     steps: float
+
+
+def bytes_held(weight: TrainableWeight, num_classes: int, is_summed: bool) -> int:
+    """What a window holds of a parameter from step to step.
+
+    Args:
+        weight: The parameter.
+        num_classes: K, of the moments of inputs and output gradients.
+        is_summed: Whether its gradient is added up.
+    """
+    shapes = [matrix.shape for matrix in weight.matrices.values()]
+    rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+    gradient = weight.parameter.numel() * max(4, weight.parameter.element_size()) if is_summed else 0
+    return gradient + 8 * num_classes * (rows + columns + 4)
 
 
 def over_processes(
@@ -95,6 +109,7 @@ class CollapseWindow:
         num_classes: K.
         ignore_index: A label that means none.
         stopwatch: Runs while a pass is reduced.
+        summed: Paths of the weights whose gradients are added up.
     """
 
     def __init__(
@@ -104,13 +119,16 @@ class CollapseWindow:
         num_classes: int,
         ignore_index: int | None,
         stopwatch: Stopwatch,
+        summed: Container[str],
     ) -> None:
         self.samples = 0
         self.unlabelled: dict[str, str] = {}
         self._stopwatch = stopwatch
+        self._summed = summed
         self._num_classes = num_classes
         self._ignore_index = ignore_index
-        self._inputs: dict[str, ClassMoments] = {}
+        # What goes into a product is the same for all matrices that are stacked in it.
+        self._inputs: dict[tuple[str, ...], ClassMoments] = {}
         self._deltas: dict[str, ClassMoments] = {}
         self._gradients: dict[str, Tensor] = {}
         self._steps: dict[str, float] = {}
@@ -149,24 +167,32 @@ class CollapseWindow:
             scale: What they are still multiplied by.
         """
         for weight, gradient in gradients:
-            dense = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
-            wide = dense if dense.dtype == torch.float64 else dense.float()
-            before = self._gradients.get(weight.path)
-            self._gradients[weight.path] = wide / scale if before is None else before.add_(wide, alpha=1 / scale)
             self._steps[weight.path] = self._steps.get(weight.path, 0.0) + steps
+            if weight.path in self._summed:
+                dense = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+                wide = dense if dense.dtype == torch.float64 else dense.float()
+                before = self._gradients.get(weight.path)
+                self._gradients[weight.path] = wide / scale if before is None else before.add_(wide, alpha=1 / scale)
 
-    def matrices(self, weight: TrainableWeight) -> dict[str, WindowedMatrix | None]:
-        """The selected matrices of one parameter, by name: None without a gradient, or if no labelled rows were seen."""
+    def take(self, weight: TrainableWeight) -> dict[str, WindowedMatrix | None]:
+        """The selected matrices of one parameter, by name, and no more of its gradient here.
+
+        None without a gradient, or if no labelled rows were seen.
+        """
         views, path = weight.matrices, weight.path
-        if path not in self._gradients or path in self.unlabelled:
+        if path not in self._steps or path in self.unlabelled:
             return dict.fromkeys(views)
-        gradients = matrix_views(path, weight.module, self._gradients[path]) or {}
+        steps, gradient = self._steps[path], self._gradients.pop(path, None)
+        gradients = {} if gradient is None else matrix_views(path, weight.module, gradient.div_(steps)) or {}
         return {
-            name: WindowedMatrix(view, gradients[name], self._inputs[name], self._deltas[name], self._steps[path])
-            if name in self._inputs
+            name: WindowedMatrix(view, gradients.get(name), self._moments_of_inputs(name), self._deltas[name], steps)
+            if name in self._deltas
             else None
             for name, view in views.items()
         }
+
+    def _moments_of_inputs(self, name: str) -> ClassMoments:
+        return reduce(merged_moments, (moments for names, moments in self._inputs.items() if name in names))
 
     def _add(self, one: Pass) -> None:
         with self._stopwatch:
@@ -180,12 +206,14 @@ class CollapseWindow:
             return
         is_map = isinstance(one.module, nn.modules.conv._ConvNd)
         moments_of_deltas = map_moments if is_map else batch_moments
-        inputs = self._input_moments(one, labels)
-        for name, columns in self._columns(one).items():
-            part = one.deltas[:, columns] if is_map else one.deltas[..., columns]
+        columns = self._columns(one)
+        for name, chosen in columns.items():
+            part = one.deltas[:, chosen] if is_map else one.deltas[..., chosen]
             deltas = moments_of_deltas(part, labels, self._num_classes, ignore_index=self._ignore_index)
-            self._inputs[name] = self._merged(self._inputs.get(name), inputs)
             self._deltas[name] = self._merged(self._deltas.get(name), _divided(deltas, self._scale))
+        if columns:
+            names = tuple(columns)
+            self._inputs[names] = self._merged(self._inputs.get(names), self._input_moments(one, labels))
 
     @staticmethod
     def _columns(one: Pass) -> dict[str, slice]:

@@ -28,7 +28,8 @@ from rank_callbacks.callbacks.feature_readings import (
 from rank_callbacks.callbacks.feature_sample import SampledRows, over_processes
 from rank_callbacks.callbacks.layer_features import BatchFacts, LayerFeatures, views_over_processes
 from rank_callbacks.callbacks.lightning import step_axis
-from rank_callbacks.callbacks.readings import Spectrum, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
+from rank_callbacks.callbacks.readings import Spectrum, shows_layers, spectra_by_tag, unreadable, warn_of_nan
+from rank_callbacks.callbacks.rounds import Rounds, allowance
 from rank_callbacks.callbacks.sharing import shared_singular_values
 from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.functional.class_moments import check_classes
@@ -88,7 +89,10 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
 
     **Cost.** Copies of the rows that are kept; at each report N·D² operations in float64 and an eigenvalue problem of size
     min(N, D), two if centred measures are asked for beside others, and N²·D operations for ``two_nn``. Memory for N·D numbers
-    a layer. With ``views``, D² operations a vector.
+    a layer. With ``views``, D² operations a vector. Where training and ``every_n_steps="auto"`` meet, layers take turns: a
+    window is of as many as 4 MiB of rows are enough for, or 2 % of the parameters' bytes, of one at least. A mean, minimum
+    and maximum are then of the latest reading of each layer, and ``monitor/spectrum_age/feature_rank`` tells how many steps
+    old the oldest is.
 
     **Distributed.** The rows kept by all processes are gathered, and the spectra shared out. As long as N is not reached
     the readings are those of one process. Every process goes through a loader; the rows of the first count. FSDP2 in
@@ -181,6 +185,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
     def _start_anew(self) -> None:
         super()._start_anew()
         self._told_depth = False
+        self._rounds = Rounds()
 
     def _forget(self) -> None:
         pass
@@ -193,8 +198,11 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
 
     def _open(self, pl_module: LightningModule) -> LayerFeatures:
         modules, classes = depth_layers(pl_module, self.layers), self.num_classes or 1
+        if self.cadence.is_auto and self.data == "train":
+            self._rounds.room = allowance(pl_module)
+        self._rounds.begin()
         seed = pl_module.global_rank  # processes must not draw alike
-        return LayerFeatures(modules, self.maps, self.samples, classes, self.views, seed, self._stopwatch)
+        return LayerFeatures(modules, self.maps, self.samples, classes, self.views, seed, self._stopwatch, self._rounds)
 
     def _before_batch(self, hooks: LayerFeatures, batch: object) -> None:
         hooks.begin_batch(self._facts(batch))
@@ -218,6 +226,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         if not (isinstance(self.data, str) or trainer.is_global_zero):
             hooks.clear()  # every process goes through a loader, and each row counts once
         rows = over_processes(hooks.samples, trainer)
+        self._rounds.end(step)
         self._warn_of_missing(hooks, rows, step, why_unseen(trainer.lightning_module))
         parts = self._parts(rows)
         kinds = {needs_centered(name) for name in self.measures if is_of_spectrum(name)}
@@ -230,7 +239,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             )
             warn_of_nan(unreadable(of_layers), step, self._warned)
             arrays |= spectra_by_tag(self.group, of_layers, name)
-        scalars = self._readings(trainer, hooks, rows, spectra) | self._depths(hooks, rows)
+        scalars = self._readings(trainer, hooks, rows, spectra, step) | self._depths(hooks, rows)
         write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), arrays))
 
     def _parts(self, rows: Mapping[str, SampledRows]) -> dict[Part, Tensor]:
@@ -260,13 +269,14 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         hooks: LayerFeatures,
         rows: Mapping[str, SampledRows],
         spectra: Mapping[bool, Mapping[Part, Spectrum]],
+        step: int,
     ) -> dict[Tag, float]:
         values: dict[str, dict[str, Tensor]] = {}
         lowest: dict[Tag, float] = {}
         for measure, of_parts in readings_of_spectra(spectra[False], spectra[True], self.measures).items():
             values[measure] = readings_of_layers(of_parts)
             if self.num_classes:
-                each = shows_layers(self.scalars, self.num_classes * len(rows))
+                each = self._shows(rows, self.num_classes)
                 of_classes, names = readings_of_classes(measure, of_parts, each)
                 values |= of_classes
                 lowest |= {Tag(self.group, f"{measure}_lowest_class", layer): float(label) for layer, label in names.items()}
@@ -277,8 +287,12 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             widths = {name: sampled.features.shape[1] for name, sampled in rows.items()}
             moments = views_over_processes(hooks, widths, trainer)
             values["lidar"] = {name: moment_lidar(one).cpu() for name, one in moments.items()}
-        per_layer = shows_layers(self.scalars, len(rows))
-        return tagged(self.group, values, per_layer) | (lowest if per_layer else {})
+        per_layer = self._shows(rows)
+        return self._rounds.tagged(self.group, values, per_layer, step) | (lowest if per_layer else {})
+
+    def _shows(self, rows: Mapping[str, SampledRows], classes: int = 1) -> bool:
+        """Whether a scalar a layer is logged, or one for each of its classes."""
+        return shows_layers(self.scalars, classes * len(rows.keys() | self._rounds.waiting))
 
     def _sizes(self, sampled: SampledRows) -> dict[str, Tensor]:
         samples = torch.tensor(float(len(sampled.features)), dtype=torch.float64)
@@ -290,9 +304,9 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
 
     def _depths(self, hooks: LayerFeatures, rows: Mapping[str, SampledRows]) -> dict[Tag, float]:
         """Where each layer stands, once: it does not change."""
-        if self._told_depth or not shows_layers(self.scalars, len(rows)):
+        if self._told_depth or not self._shows(rows):
             return {}
-        order = [name for name in hooks.order if name in rows]
+        order = [name for name in hooks.order if name in rows or name in self._rounds.waiting]
         self._told_depth = bool(order)
         return {Tag(self.group, "depth", name): float(place) for place, name in enumerate(order)}
 
@@ -302,7 +316,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         reasons = {name: passed for name, sampled in rows.items() if not sampled.features.isfinite().all()}
         reasons |= {name: "it had one row" for name, sampled in rows.items() if len(sampled.features) < 2}
         for name, sample in hooks.samples.items() if self.layers is not None or not rows else ():
-            if name not in rows:
+            if name not in rows and name not in self._rounds.waiting:
                 reasons[name] = sample.refused or f"no row of it counted, or another process refused it{unseen}"
         for name in [name for name in reasons if name not in self._warned]:
             self._warned.add(name)
@@ -328,7 +342,7 @@ class _SingularValues:
     def _of(self, part: Part, rows: Tensor, centered: bool) -> Tensor:
         if len(rows) < 2:
             return rows.new_full((min(rows.shape),), torch.nan)
-        if len(rows) < rows.shape[1]:
+        if len(rows) < rows.shape[1] or not (centered or self._reused):
             return functional.feature_singular_values(rows, centered)
         moments = self._moments.pop(part, None)
         if moments is None:

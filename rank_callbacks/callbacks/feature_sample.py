@@ -14,6 +14,8 @@ __all__ = ["MOST_NUMBERS", "FeatureSample", "SampledRows", "default_samples", "o
 
 # 64 MiB of float32.
 MOST_NUMBERS = 2**24
+# To put parts together takes the memory of all for a moment, and to look through many takes time.
+_MOST_PARTS = 16
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -62,10 +64,14 @@ class FeatureSample:
         self.refused: str | None = None
         self._classes = classes
         self._random = np.random.default_rng(seed)
-        self._draws: list[Tensor] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every row."""
         self._rows: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._largest = 1.0
+        self._draws = torch.zeros(0, dtype=torch.float64)
+        self._labels = torch.zeros(0, dtype=torch.int64)
+        self._largest, self._drawn = 1.0, 0
 
     @property
     def width(self) -> int | None:
@@ -73,7 +79,11 @@ class FeatureSample:
         return self._rows[0].shape[1] if self._rows else None
 
     def __len__(self) -> int:
-        return sum(map(len, self._draws))
+        return len(self._draws)
+
+    def room(self, width: int) -> int:
+        """Rows to keep, of so many features."""
+        return self.capacity or default_samples(width, self._classes)
 
     def add(self, rows: Tensor, labels: Tensor | None = None, keep: Tensor | None = None) -> None:
         """Let rows pass.
@@ -83,18 +93,18 @@ class FeatureSample:
             labels: Integers of shape ``(*,)``.
             keep: False for rows that do not count, such as padding; of shape ``(*,)``.
         """
-        if self.capacity is None:
-            self.capacity = default_samples(rows.shape[-1], self._classes)
+        self.capacity = self.room(rows.shape[-1])
         counted = None if keep is None else keep.flatten().nonzero().squeeze(1).cpu()
         places, draws = self._candidates(rows.shape[:-1].numel() if counted is None else len(counted), self.capacity)
-        places = (places if counted is None else counted[places]).to(rows.device)
+        entering, leaving = self._exchanged(draws, self.capacity)
+        places = (places if counted is None else counted[places])[entering].to(rows.device)
         at = torch.unravel_index(places, rows.shape[:-1])
-        self._draws.append(draws)
-        taken = rows[at]  # a copy: what follows in the network may work in place
-        self._rows.append(taken.cpu() if taken.device.type == "mps" else taken)  # which has no float64
-        self._labels.append(torch.full((len(places),), -1) if labels is None else labels[at].cpu())
-        if len(self) > 2 * self.capacity:
-            self._thin(self.capacity)
+        own = torch.full((len(places),), -1) if labels is None else labels[at].cpu()
+        order = _order(len(self), leaving, len(places))
+        self._draws = torch.cat([self._draws, draws[entering]])[order]
+        self._labels = torch.cat([self._labels, own])[order]
+        self._replace(leaving, _picked(rows, at, slice(len(leaving))))
+        self._append(_picked(rows, at, slice(len(leaving), None)))
 
     def _candidates(self, passing: int, capacity: int) -> tuple[Tensor, Tensor]:
         """Places of the rows that drew less than all that would leave, and their draws: no other row need draw at all."""
@@ -104,28 +114,46 @@ class FeatureSample:
         least = _smallest(draws, capacity)
         return places[least], draws[least]
 
+    def _exchanged(self, draws: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Places of the new rows that are among those with the smallest draws, and of those before that are no longer."""
+        before = len(self)
+        together = torch.cat([self._draws, draws])
+        stay = torch.zeros(len(together), dtype=torch.bool)
+        stay[_smallest(together, capacity)] = True
+        self._drawn += len(draws)
+        if self._drawn > 2 * capacity:
+            self._bound(together[stay])
+        return stay[before:].nonzero().squeeze(1), (~stay[:before]).nonzero().squeeze(1)
+
+    def _bound(self, draws: Tensor) -> None:
+        """A row that draws more than all these would leave at once."""
+        self._largest, self._drawn = draws.max().item(), len(draws)
+
+    @torch.inference_mode()  # in which rows of every mode can be written over
+    def _replace(self, places: Tensor, rows: Tensor) -> None:
+        start = 0
+        for part in self._rows:
+            inside = (start <= places) & (places < start + len(part))
+            part[(places[inside] - start).to(part.device)] = rows[inside.to(rows.device)]
+            start += len(part)
+
+    def _append(self, rows: Tensor) -> None:
+        if len(rows) or not self._rows:
+            self._rows.append(rows)
+        if len(self._rows) > _MOST_PARTS:
+            self._rows = [torch.cat(self._rows)]
+
     def refuse(self, reason: str) -> None:
         """Keep no row from here on, nor those before."""
         self.refused = reason
         self.clear()
 
-    def clear(self) -> None:
-        """Forget every row."""
-        self._draws, self._rows, self._labels = [], [], []
-        self._largest = 1.0
-
     def taken(self) -> tuple[SampledRows, Tensor]:
         """The rows that stay and what they drew, at least one having passed."""
-        self._thin(self.capacity or 0)
-        return SampledRows(self._rows[0], self._labels[0]), self._draws[0]
-
-    def _thin(self, capacity: int) -> None:
-        draws = torch.cat(self._draws)
-        stay = _smallest(draws, capacity)
-        if len(draws) > capacity:
-            self._largest = draws[stay].max().item()
-        rows = torch.cat(self._rows)
-        self._draws, self._rows, self._labels = [draws[stay]], [rows[stay.to(rows.device)]], [torch.cat(self._labels)[stay]]
+        if self._drawn > (self.capacity or 0):
+            self._bound(self._draws)
+        self._rows = [torch.cat(self._rows)] if len(self._rows) > 1 else self._rows
+        return SampledRows(self._rows[0], self._labels), self._draws
 
 
 def over_processes(local: Mapping[str, FeatureSample], trainer: Trainer) -> dict[str, SampledRows]:
@@ -176,3 +204,17 @@ def _merged(parts: list[Tensor], capacity: int, dtype: torch.dtype) -> SampledRo
 def _smallest(draws: Tensor, count: int) -> Tensor:
     """Places of the smallest draws."""
     return draws.topk(count, largest=False).indices if len(draws) > count else torch.arange(len(draws), device=draws.device)
+
+
+def _order(before: int, leaving: Tensor, entering: int) -> Tensor:
+    """Where rows come from, ``before`` of them and then new ones: these take the places that are left, and then others."""
+    order = torch.arange(before + entering - len(leaving))
+    order[before:] += len(leaving)
+    order[leaving] = torch.arange(before, before + len(leaving))
+    return order
+
+
+def _picked(rows: Tensor, at: tuple[Tensor, ...], part: slice) -> Tensor:
+    """Copies of rows, since what follows in the network may work in place."""
+    picked = rows[tuple(places[part] for places in at)]
+    return picked.cpu() if picked.device.type == "mps" else picked  # which has no float64

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rank_callbacks.callbacks.batch_labels import labels_of_rows
 from rank_callbacks.callbacks.feature_sample import FeatureSample
+from rank_callbacks.callbacks.rounds import Rounds
 from rank_callbacks.callbacks.stopwatch import Stopwatch
 from rank_callbacks.functional.lidar import (
     ViewMoments,
@@ -50,6 +51,7 @@ class LayerFeatures:
         views: Of each object, one after the other in a batch or in calls of the layer; None if there are none.
         seed: Of the choice of rows.
         stopwatch: Of the monitor.
+        rounds: Says which of the layers this look is at; of the others no row is kept.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LayerFeatures:
         views: int | None,
         seed: int,
         stopwatch: Stopwatch,
+        rounds: Rounds,
     ) -> None:
         self.samples = {name: FeatureSample(capacity, classes, seed) for name in layers}
         self.views: dict[str, ViewMoments] = {}
@@ -70,6 +73,7 @@ class LayerFeatures:
         self._calls: dict[str, list[Tensor]] = {}
         self._batch: BatchFacts | None = None
         self._stopwatch = stopwatch
+        self._rounds = rounds
         self._hooks = OutputHooks(layers, self._receive)
 
     def close(self) -> None:
@@ -107,11 +111,13 @@ class LayerFeatures:
 
     def _add(self, name: str, features: Tensor, batch: BatchFacts) -> None:
         rows, keep = _rows(features, self._maps, batch)
-        before = self.samples[name].width
-        if before is None:
+        before, width = self.samples[name].width, rows.shape[-1]
+        if name not in self.order:
             self.order.append(name)
-        elif before != rows.shape[-1]:
-            self.samples[name].refuse(f"its features were {before} numbers wide, and then {rows.shape[-1]}")
+        if not self._rounds.admits(name, self.samples[name].room(width) * width * rows.element_size()):
+            return
+        if before not in {None, width}:
+            self.samples[name].refuse(f"its features were {before} numbers wide, and then {width}")
             return
         labels = None if batch.labels is None else labels_of_rows(rows.shape[:-1], batch.labels)
         self.samples[name].add(rows, labels, keep)

@@ -13,31 +13,33 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of
-from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, over_processes
+from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, bytes_held, over_processes
 from rank_callbacks.callbacks.lightning import last_step, loss_scale, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
-from rank_callbacks.callbacks.readings import Spectrum, check_scalars, measured, shows_layers, tagged
+from rank_callbacks.callbacks.readings import Spectrum, check_scalars, measured, shows_layers
+from rank_callbacks.callbacks.rounds import Rounds, allowance
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
 from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.callbacks.weight_decay import Decay, decay_of
 from rank_callbacks.functional import (
-    alignment_bound,
-    class_mean_alignment,
-    class_mean_gradient,
     cluster_variation_ratio,
     rank_collapse_certificates,
     sgd_rank_bound,
     spectrum_cost,
     total_cluster_variation,
 )
+from rank_callbacks.functional.certificate import class_mean_alignments
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.matrices.parameters import TrainableWeight, trainable_weights
 from rank_callbacks.matrices.passes import no_passes
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["RankCollapseMonitor"]
+
+# 2 MiB in float64.
+_NUMBERS_AT_ONCE = 2**18
 
 
 class RankCollapseMonitor(Monitor):
@@ -89,8 +91,11 @@ class RankCollapseMonitor(Monitor):
 
     **NaN.** A layer that saw a NaN or infinity in the window reads NaN. Classes that the window did not see are left out.
 
-    **Cost.** In a window two passes over what a layer's inputs and output gradients hold, in float64; a copy of the gradients;
-    at a report one exact spectrum a matrix and some 10·m·n operations. Twice the gradients in memory while a window lasts.
+    **Cost.** In a window two passes over what a layer's inputs and output gradients hold, in float64; at a report one
+    exact spectrum a matrix and some 10·m·n operations. In memory, while a window lasts, a gradient of each layer that has
+    certificates, and 8·K bytes for each input and output of a layer. With ``every_n_steps="auto"`` layers take turns: a window
+    is of as many as 4 MiB are enough for, or 2 % of the parameters' bytes, of one at least. Mean, minimum and maximum are then
+    of the latest reading of each layer, and ``monitor/spectrum_age/rank_collapse`` tells how many steps old the oldest is.
 
     **Distributed.** Moments of all processes are merged exactly, in one all-gather a report; spectra are shared out by cost.
     The schedule must answer alike on every process. Sharded models are refused.
@@ -171,8 +176,8 @@ class RankCollapseMonitor(Monitor):
         self.windows.restart(last_step(trainer))
 
     def _expected_seconds(self, pl_module: LightningModule) -> float:
-        matrices = [matrix for weight in self._weights(pl_module) for matrix in weight.matrices.values()]
-        return sum(spectrum_cost(tuple(matrix.shape)) for matrix in matrices)
+        weights, _ = self._due(pl_module)
+        return sum(spectrum_cost(tuple(matrix.shape)) for weight in weights for matrix in weight.matrices.values())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Open a window where one must begin to end on schedule, and tell it the labels of the batch."""
@@ -231,6 +236,7 @@ class RankCollapseMonitor(Monitor):
     def _start_anew(self) -> None:
         self._warned: set[str] = set()
         self._checked = False
+        self._rounds = Rounds()
         self.windows.restart()
         self._close()
 
@@ -252,13 +258,24 @@ class RankCollapseMonitor(Monitor):
         return seen
 
     def _new_window(self, pl_module: LightningModule) -> CollapseWindow:
-        self._measurable = self._weights(pl_module)
-        return CollapseWindow(pl_module, self._measurable, self.num_classes, self.ignore_index, self._stopwatch)
+        self._measurable, summed = self._due(pl_module)
+        return CollapseWindow(pl_module, self._measurable, self.num_classes, self.ignore_index, self._stopwatch, summed)
+
+    def _due(self, pl_module: LightningModule) -> tuple[list[TrainableWeight], set[str]]:
+        """The weights whose turn it is, and the paths of those whose gradients are to be added up."""
+        weights = {weight.path: weight for weight in self._weights(pl_module)}
+        optimizers = pl_module.trainer.optimizers
+        summed = {path for path, weight in weights.items() if _has_certificates(decay_of(weight.parameter, optimizers))}
+        sizes = {path: bytes_held(weight, self.num_classes, path in summed) for path, weight in weights.items()}
+        if self.cadence.is_auto and isinstance(self.data, str):
+            self._rounds.room = allowance(pl_module)
+        self._rounds.begin(sizes)
+        return [weight for path, weight in weights.items() if self._rounds.admits(path, sizes[path])], summed
 
     def _measure(
         self, trainer: Trainer, window: CollapseWindow, weights: Sequence[TrainableWeight], optimizers: Sequence[Optimizer]
     ) -> None:
-        local = {name: (weight.matrices[name], one) for weight in weights for name, one in window.matrices(weight).items()}
+        local = {name: (weight.matrices[name], one) for weight in weights for name, one in window.take(weight).items()}
         is_probe = not isinstance(self.data, str)
         if is_probe:
             matrices, samples, processes = {name: one for name, (_, one) in local.items() if one}, window.samples, 1
@@ -267,14 +284,19 @@ class RankCollapseMonitor(Monitor):
             processes = trainer.world_size
         self._warn_of_unseen(window, local.keys() - matrices.keys(), why_unseen(trainer.lightning_module))
         decays = {name: decay_of(weight.parameter, optimizers) for weight in weights for name in weight.matrices}
-        for name, matrix in matrices.items():
-            for measure, value in _readings(matrix, samples, processes, decays[name], is_probe).items():
-                self._values.setdefault(measure, {})[name] = torch.as_tensor(value, dtype=torch.float64).cpu()
-        self._measure_ranks({name: matrix.weight for name, matrix in matrices.items()}, trainer)
+        weights_now = {name: matrix.weight for name, matrix in matrices.items()}
+        del local  # gradients go before spectra come
+        while matrices:
+            name = next(iter(matrices))
+            self._add(name, _readings(matrices.pop(name), samples, processes, decays[name], is_probe))
+        self._measure_ranks(weights_now, trainer)
         self._warn_of_nan(step_axis(trainer))
         if not is_probe:
-            norms = {name: torch.linalg.matrix_norm(matrix.weight.double()) for name, matrix in matrices.items()}
-            self._norms.update({name: (matrices[name].weight, norm) for name, norm in norms.items()})
+            self._norms.update({name: (matrix, _norm(matrix)) for name, matrix in weights_now.items()})
+
+    def _add(self, name: str, readings: Mapping[str, Tensor | float]) -> None:
+        for measure, value in readings.items():
+            self._values.setdefault(measure, {})[name] = torch.as_tensor(value, dtype=torch.float64).cpu()
 
     def _measure_ranks(self, weights: Mapping[str, Tensor], trainer: Trainer) -> None:
         values = shared_singular_values(weights)
@@ -285,8 +307,8 @@ class RankCollapseMonitor(Monitor):
         self._values.setdefault("numerical_rank", {}).update(measured(spectra, ["numerical_rank"])["numerical_rank"])
 
     def _add_norm_ratios(self) -> None:
-        after = {name: torch.linalg.matrix_norm(weight.double()) for name, (weight, _) in self._norms.items()}
-        self._values["norm_ratio"] = {name: (self._norms[name][1] / norm).cpu() for name, norm in after.items()}
+        ratios = {name: (before / _norm(weight)).cpu() for name, (weight, before) in self._norms.items()}
+        self._values["norm_ratio"] = ratios
 
     def _warn_of_unseen(self, window: CollapseWindow, names: Iterable[str], unseen: str) -> None:
         for name in sorted(set(names) - self._warned):
@@ -303,8 +325,9 @@ class RankCollapseMonitor(Monitor):
                 warnings.warn(f"{name} reads NaN at step {step}: a NaN or infinity passed through it.", stacklevel=2)
 
     def _report(self, trainer: Trainer, step: int) -> None:
-        layers = len(self._values.get("distance_to_rank_k", {}))
-        scalars = tagged("rank_collapse", self._values, shows_layers(self.scalars, layers))
+        layers = len(self._values.get("distance_to_rank_k", {})) + len(self._rounds.waiting)
+        self._rounds.end(step)
+        scalars = self._rounds.tagged("rank_collapse", self._values, shows_layers(self.scalars, layers), step)
         write_report(trainer, Report(step, scalars | self.cadence.cost("rank_collapse", step), {}))
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, window: CollapseWindow, loader: Iterable[Any]) -> None:
@@ -324,26 +347,36 @@ class RankCollapseMonitor(Monitor):
         self._close()
 
 
+def _has_certificates(decay: Decay | None) -> bool:
+    return decay is not None and decay.is_penalty and decay.weight_decay > 0
+
+
+def _norm(matrix: Tensor) -> Tensor:
+    """‖W‖_F in float64, a few rows at a time: a copy of all would take twice the memory of W."""
+    rows = max(1, _NUMBERS_AT_ONCE // matrix.shape[1])
+    return torch.stack([torch.linalg.matrix_norm(part.double()) for part in matrix.split(rows)]).norm()
+
+
 def _readings(
     matrix: WindowedMatrix, samples: int, processes: int, decay: Decay | None, is_probe: bool
 ) -> dict[str, Tensor | float]:
     """All that is read of one matrix but its spectrum."""
     weight, gradient, inputs, deltas, steps = matrix
     steps *= processes
-    means = class_mean_gradient(inputs, deltas, steps)
+    alignment, bound = class_mean_alignments(weight, inputs, deltas, steps)
     readings: dict[str, Tensor | float] = {
         "tcv_input": total_cluster_variation(inputs),
         "tcv_ratio_input": cluster_variation_ratio(inputs),
         # As if the loss were a mean over the samples of the window.
         "tcv_adjoint": total_cluster_variation(deltas) * (samples / steps) ** 2,
-        "class_mean_alignment": class_mean_alignment(weight, means),
-        "alignment_bound": alignment_bound(weight, means),
+        "class_mean_alignment": alignment,
+        "alignment_bound": bound,
     }
     if decay is None:
         return readings
     readings["weight_decay"] = decay.weight_decay
-    if decay.is_penalty and decay.weight_decay > 0:
-        bounds = rank_collapse_certificates(weight, gradient / matrix.steps, inputs, deltas, decay.weight_decay, steps)
+    if _has_certificates(decay) and gradient is not None:
+        bounds = rank_collapse_certificates(weight, gradient, inputs, deltas, decay.weight_decay, steps)
         readings.update({f"certificate_{name}": getattr(bounds, name) for name in ("joint", "sharp", "loose")})
         readings["stationarity_residual"] = bounds.stationarity_residual
     if decay.is_sgd and decay.weight_decay * decay.learning_rate > 0 and not is_probe:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ __all__ = [
     "RankCollapseCertificates",
     "alignment_bound",
     "class_mean_alignment",
+    "class_mean_alignments",
     "class_mean_gradient",
     "rank_collapse_certificates",
     "sgd_rank_bound",
 ]
 
+# Rows of W, and the same of M.
+_Pairs: TypeAlias = "Iterable[tuple[Tensor, ...]]"
 # 512 KiB in float64.
 _NUMBERS_AT_ONCE = 2**16
 # Of Σ‖δ_i‖‖z_i‖, what mixed precision may round a gradient by.
@@ -120,7 +123,7 @@ def class_mean_alignment(weight: Tensor, means: Tensor) -> Tensor:
         weight: W, shape ``(m, n)``.
         means: M, of ``class_mean_gradient``.
     """
-    product, *squares = _products(weight, means)
+    product, *squares = _products(_row_parts(weight, means))
     return -product / (squares[0] * squares[1]).sqrt()
 
 
@@ -134,10 +137,35 @@ def alignment_bound(weight: Tensor, means: Tensor) -> Tensor:
         weight: W, shape ``(m, n)``.
         means: M, of ``class_mean_gradient``.
     """
-    product, _, square = _products(weight, means)
+    product, _, square = _products(_row_parts(weight, means))
+    return _distance_to_multiple(_row_parts(weight, means), product, square)
+
+
+def class_mean_alignments(weight: Tensor, inputs: ClassMoments, deltas: ClassMoments, steps: float) -> tuple[Tensor, Tensor]:
+    """``class_mean_alignment`` and ``alignment_bound`` of a weight and M, of which but a few rows are there at a time.
+
+    Args:
+        weight: W, shape ``(m, n)``.
+        inputs: As in ``class_mean_gradient``.
+        deltas: Likewise.
+        steps: S.
+
+    Raises:
+        ValueError: As ``class_mean_gradient``.
+    """
+    weighted = _mean_deltas(inputs, deltas, steps)
+
+    def parts() -> _Pairs:
+        return ((wide, some @ inputs.means) for wide, some in _row_parts(weight, weighted))
+
+    product, norm, square = _products(parts())
+    return -product / (norm * square).sqrt(), _distance_to_multiple(parts(), product, square)
+
+
+def _distance_to_multiple(parts: _Pairs, product: Tensor, square: Tensor) -> Tensor:
+    """min_c ‖W − cM‖_F, given ⟨W, M⟩ and ‖M‖²."""
     multiple = torch.where(square > 0, product / square, 0)
-    apart = (wide - multiple * mean for wide, mean in _row_parts(weight, means))
-    return torch.stack([torch.linalg.matrix_norm(part) for part in apart]).norm()
+    return torch.stack([torch.linalg.matrix_norm(wide - multiple * mean) for wide, mean in parts]).norm()
 
 
 def _mean_deltas(inputs: ClassMoments, deltas: ClassMoments, steps: float) -> Tensor:
@@ -147,9 +175,9 @@ def _mean_deltas(inputs: ClassMoments, deltas: ClassMoments, steps: float) -> Te
     return (deltas.means * (inputs.counts / steps)[:, None]).mT
 
 
-def _products(weight: Tensor, means: Tensor) -> Tensor:
+def _products(parts: _Pairs) -> Tensor:
     """⟨W, M⟩, ‖W‖² and ‖M‖²."""
-    pairs = ((wide.flatten(), mean.flatten()) for wide, mean in _row_parts(weight, means))
+    pairs = ((wide.flatten(), mean.flatten()) for wide, mean in parts)
     return torch.stack([torch.stack([one.dot(two), one.dot(one), two.dot(two)]) for one, two in pairs]).sum(0)
 
 

@@ -189,13 +189,18 @@ def _counts_and_offsets(rows: Tensor, origin: Tensor, pairs: LabelledRows, num_c
     sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
     counts = sums.new_zeros(num_classes)
     for part in _parts(pairs, rows.shape[1]):
-        shifted = pairs.of(rows, part).double() - origin
+        shifted = _shifted(pairs.of(rows, part), origin)
         if pairs.weights is not None:
             shifted *= pairs.weights[part, None]
         sums.index_add_(0, pairs.classes[part], shifted)
     ones = sums.new_ones(len(pairs.classes))
     counts.index_add_(0, pairs.classes, ones if pairs.weights is None else pairs.weights)
     return counts, sums / counts.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+
+
+def _shifted(rows: Tensor, origin: Tensor) -> Tensor:
+    """A copy in float64, less the origin."""
+    return rows.to(torch.float64, copy=True).sub_(origin)
 
 
 def _variations(
@@ -206,7 +211,7 @@ def _variations(
     square = offsets.new_zeros(width, width) if scatter else None
     variations = offsets.new_zeros(len(offsets))
     for part in _parts(pairs, rows.shape[1]):
-        centred = (pairs.of(rows, part).double() - origin).sub_(offsets[pairs.classes[part]])
+        centred = _shifted(pairs.of(rows, part), origin).sub_(offsets[pairs.classes[part]])
         if pairs.weights is not None:
             centred *= pairs.weights[part, None].sqrt()
         variations.index_add_(0, pairs.classes[part], torch.linalg.vector_norm(centred, dim=1).square())

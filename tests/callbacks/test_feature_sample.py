@@ -87,13 +87,29 @@ def test_each_pair_of_rows_has_the_same_chance() -> None:
     assert 2.7 < ((counts - 100) ** 2 / 100).sum() < 37
 
 
-def test_never_more_than_twice_the_capacity_is_held() -> None:
+@pytest.mark.parametrize("size", [1, 7, 25])
+def test_never_more_than_the_capacity_is_held(size: int) -> None:
+    """Nor kept alive by views of what has left."""
     sample, held = FeatureSample(10), []
     for _ in range(50):
-        sample.add(torch.randn(7, 3))
-        held.append(len(sample))
-    assert max(held) <= 20
+        sample.add(torch.randn(size, 3))
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in sample._rows}
+        held.append(sum(storages.values()) // (3 * 4))
+    assert max(held) == len(sample) == 10
     assert len(sample.taken()[0].features) == 10
+
+
+def test_rows_that_passed_in_inference_mode_can_leave_in_another() -> None:
+    sample = FeatureSample(5)
+    with torch.inference_mode():
+        sample.add(numbered(30))
+    sample.add(numbered(30) + 30)
+    rows, draws = sample.taken()
+    together = FeatureSample(5)
+    together.add(numbered(30))
+    together.add(numbered(30) + 30)
+    assert kept(sample) == kept(together)
+    assert len(draws) == len(rows.features) == 5
 
 
 def test_reading_does_not_end_collecting() -> None:

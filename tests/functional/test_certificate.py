@@ -20,6 +20,7 @@ from rank_callbacks.functional import (
     sgd_rank_bound,
     singular_values,
 )
+from rank_callbacks.functional.certificate import class_mean_alignments
 from rank_callbacks.functional.class_moments import no_moments
 
 NAN, INF = float("nan"), float("inf")
@@ -119,6 +120,25 @@ def test_each_bound_lies_above_the_one_before(window, weight_decay, critical):
     if critical:
         window.at_a_critical_point(weight_decay)
     assert_ascending(window.distance(), *window.certificates(weight_decay)[:3], slack=rounding(window, weight_decay))
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (90, 3000)], ids=["one part", "parts"])
+def test_alignments_by_parts_are_those_of_the_whole(shape):
+    window = Window(shape=shape)
+    weight, means = torch.from_numpy(window.weight), class_mean_gradient(*window.moments, window.steps)
+    alignment, bound = class_mean_alignments(weight, *window.moments, window.steps)
+    torch.testing.assert_close(alignment, class_mean_alignment(weight, means), rtol=1e-12, atol=0)
+    torch.testing.assert_close(bound, alignment_bound(weight, means), rtol=1e-12, atol=0)
+
+
+def test_alignments_with_no_class_means_are_those_of_the_whole():
+    window = Window()
+    inputs, deltas = window.moments
+    nothing = inputs._replace(means=torch.zeros_like(inputs.means))
+    weight = torch.from_numpy(window.weight)
+    alignment, bound = class_mean_alignments(weight, nothing, deltas, window.steps)
+    assert alignment.isnan()
+    assert bound.item() == pytest.approx(np.linalg.norm(window.weight))
 
 
 @laws
