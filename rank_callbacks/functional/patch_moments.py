@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from rank_callbacks.functional.class_moments import ClassMoments, check_classes
 from rank_callbacks.functional.labels import labelled_rows
 
 __all__ = ["Places", "map_moments", "patch_moments"]
+
+# What is taken from maps makes a copy, of so many numbers at a time.
+_NUMBERS_AT_ONCE = 2**20
 
 
 class Places(NamedTuple):
@@ -30,6 +34,11 @@ class Places(NamedTuple):
     stride: int = 1
     padding: int = 0
     dilation: int = 1
+
+    def is_inside(self, side: int) -> bool:
+        """Whether no element of the kernel is ever laid on the zeros around a side of this length."""
+        last = (self.positions - 1) * self.stride + (self.kernel - 1) * self.dilation - self.padding
+        return self.padding <= 0 and last < side
 
     def coverage(self, side: int, like: Tensor) -> Tensor:
         """Whether element j of the kernel is ever laid on pixel p; shape ``(side, kernel)``, zeros and ones."""
@@ -69,15 +78,12 @@ def patch_moments(
         tensor([[1.5000, 2.5000],
                 [5.0000, 5.0000]], dtype=torch.float64)
     """
-    wide = images.detach() if images.dtype in {torch.float32, torch.float64} else images.detach().float()
-    sums, energies = wide, wide.square().sum(1)
-    # The last side first: it is the contiguous one, and leaves little of the others.
-    for dim, place in zip(range(-1, -len(places) - 1, -1), reversed(places), strict=True):
-        covered = place.coverage(wide.shape[dim], sums)
-        sums = (sums.movedim(dim, -1) @ covered).movedim(-1, dim).double()
-        energies = (energies @ covered.sum(1).to(energies.dtype)).double()
+    # Zeros around an image lie as far from the rest as its mean is large, whatever is taken from both.
+    is_inside = all(place.is_inside(side) for place, side in zip(places, images.shape[2:], strict=True))
+    origin = _origin(images) * is_inside
+    sums, energies = _over_parts(images, origin, partial(_sums_over_patches, places))
     positions = torch.Size([place.positions for place in places]).numel()
-    return _moments_of_groups(sums.flatten(1), energies, positions, labels, num_classes, ignore_index)
+    return _moments_of_groups(sums, energies, origin, positions, labels, num_classes, ignore_index)
 
 
 def map_moments(maps: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None = None) -> ClassMoments:
@@ -92,16 +98,66 @@ def map_moments(maps: Tensor, labels: Tensor, num_classes: int, ignore_index: in
     Raises:
         ValueError: As ``patch_moments``.
     """
-    flat = maps.detach().flatten(2)
-    flat = flat if flat.dtype == torch.float64 else flat.float()
-    energies = torch.linalg.vector_norm(flat, dim=(1, 2)).double().square()
-    return _moments_of_groups(flat.sum(2).double(), energies, flat.shape[2], labels, num_classes, ignore_index)
+    origin = _origin(maps)
+    sums, energies = _over_parts(maps, origin, _sums_over_positions)
+    return _moments_of_groups(sums, energies, origin, maps.shape[2:].numel(), labels, num_classes, ignore_index)
+
+
+def _origin(maps: Tensor) -> Tensor:
+    """About what the channels have in common: squares of what is left lose no digits to a mean, however large."""
+    corner = maps.detach().flatten(2)[:, :, :1]
+    return _at_least_single(corner).mean((0, 2)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _over_parts(maps: Tensor, origin: Tensor, sums_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Sums and energies of maps less their origin, some maps at a time."""
+    origin = origin.view(-1, *[1] * (maps.dim() - 2))
+    parts = maps.detach().split(max(1, _NUMBERS_AT_ONCE // max(1, maps[:1].numel())))
+    found = [sums_of(_at_least_single(part) - origin) for part in parts]
+    return torch.cat([sums for sums, _ in found]), torch.cat([energies for _, energies in found])
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
+
+
+def _sums_over_patches(places: Sequence[Places], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each image, the sum of its patches and of their squares."""
+    sums, energies = images, images.square().sum(1)
+    # The last side first: it is the contiguous one, and leaves little of the others.
+    for dim, place in zip(range(-1, -len(places) - 1, -1), reversed(places), strict=True):
+        covered = place.coverage(images.shape[dim], sums)
+        sums = (sums.movedim(dim, -1) @ covered).movedim(-1, dim).double()
+        energies = (energies @ covered.sum(1).to(energies.dtype)).double()
+    return sums.flatten(1), energies
+
+
+def _sums_over_positions(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each map, the sum of its positions and of their squares."""
+    flat = maps.flatten(2)
+    return flat.sum(2).double(), torch.linalg.vector_norm(flat, dim=(1, 2)).double().square()
 
 
 def _moments_of_groups(
-    sums: Tensor, energies: Tensor, size: int, labels: Tensor, num_classes: int, ignore_index: int | None
+    sums: Tensor,
+    energies: Tensor,
+    origin: Tensor,
+    size: int,
+    labels: Tensor,
+    num_classes: int,
+    ignore_index: int | None,
 ) -> ClassMoments:
-    """Moments of rows that come in groups of one label, from the sum and the sum of squares in each group."""
+    """Moments of rows that come in groups of one label, from the sum and the sum of squares in each group.
+
+    Args:
+        sums: Shape ``(groups, C·k)``.
+        energies: Shape ``(groups,)``.
+        origin: What was taken from each of the C channels before.
+        size: Of a group.
+        labels: Of the groups.
+        num_classes: K.
+        ignore_index: A label that means none.
+    """
     check_classes(num_classes)
     pairs = labelled_rows(labels, num_classes, len(sums), ignore_index)
     sums, energies = pairs.of(sums), pairs.of(energies)
@@ -110,4 +166,6 @@ def _moments_of_groups(
     means = sums.new_zeros(num_classes, sums.shape[1]).index_add_(0, pairs.classes, sums * weights[:, None])
     means /= counts.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
     total = torch.zeros_like(counts).index_add_(0, pairs.classes, energies * weights)
-    return ClassMoments(counts, means, (total - counts * means.square().sum(1)).clamp_min(0))
+    variations = (total - counts * means.square().sum(1)).clamp_min(0)
+    common = origin.double().repeat_interleave(sums.shape[1] // max(1, len(origin)))
+    return ClassMoments(counts, torch.where(counts[:, None] > 0, means + common, 0), variations)

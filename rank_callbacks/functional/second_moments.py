@@ -63,7 +63,7 @@ def second_moments(features: Tensor) -> SecondMoments:
     rows = features.detach().reshape(-1, features.shape[-1])
     if len(rows) == 0:
         return no_second_moments(rows.shape[1], rows.device)
-    mean = rows.mean(0, dtype=torch.float64)
+    mean = _mean(rows)
     # Narrower types are widened as they are centred.
     parts = (lower_gram(part - mean) for part in rows.split(_ROWS_AT_ONCE))
     return SecondMoments(mean.new_tensor(len(rows)), mean, reduce(Tensor.add_, parts))
@@ -150,4 +150,11 @@ def feature_singular_values(features: Tensor, centered: bool = False) -> Tensor:
         return singular_values(rows if rows.is_floating_point() else rows.double(), method="gram")
     if len(rows) < 2:
         return torch.full((min(rows.shape),), torch.nan, dtype=torch.float64, device=rows.device)
-    return singular_values(rows - rows.mean(0, dtype=torch.float64), method="gram")
+    return singular_values(rows - _mean(rows), method="gram")
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """In float64; where all rows are alike the row itself, to the last digit, so that nothing is left of them centred."""
+    origin = rows[:1].double()
+    sums = (torch.sub(part, origin).sum(0) for part in rows.split(_ROWS_AT_ONCE))
+    return origin[0] + reduce(Tensor.add_, sums) / len(rows)

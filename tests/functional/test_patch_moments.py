@@ -129,6 +129,23 @@ def test_narrow_types_keep_their_digits(dtype: torch.dtype) -> None:
     check(map_moments(images, labels, K), wide.flatten(2).mT, labels, rtol=3e-6)
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4])
+def test_a_large_mean_costs_no_digits(offset: float) -> None:
+    images = torch.randn(5, 2, 20, 20) + offset * torch.tensor([1.0, -3.0])[:, None, None]
+    module, labels = nn.Conv2d(2, 4, 3, stride=2).double(), torch.tensor([0, 1, 2, 0, 1])
+    wide = images.double()
+    check(patch_moments(images, labels, K, places_of(module, wide)), patches(wide, module).detach(), labels, rtol=1e-5)
+    check(map_moments(images, labels, K), wide.flatten(2).mT, labels, rtol=1e-5)
+
+
+def test_maps_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, images = convolution("padding")
+    labels = torch.tensor([2, 0, 2, 2, 0])
+    monkeypatch.setattr("rank_callbacks.functional.patch_moments._NUMBERS_AT_ONCE", 2 * images[0].numel())
+    check(patch_moments(images, labels, K, places_of(module, images)), patches(images, module).detach(), labels)
+    check(map_moments(images, labels, K), images.flatten(2).mT, labels)
+
+
 def test_rounding_leaves_no_negative_variation() -> None:
     images = torch.full((4, 1, 5, 5), 0.1)
     places = [Places(positions=3, kernel=3)] * 2

@@ -164,9 +164,10 @@ def test_too_few_rows():
 
 
 @both
-def test_equal_rows(centered):
-    features = torch.full((5, 3), 0.1)
-    expected = [0.0, 0.0, 0.0] if centered else [0.1 * 15**0.5, 0.0, 0.0]
+@pytest.mark.parametrize("row", [torch.full((3,), 0.1), torch.arange(3.0).double() / 7 + 0.1], ids=["float32", "float64"])
+def test_equal_rows(centered, row):
+    features = row.expand(5, 3)
+    expected = [0.0 if centered else float(row.double().norm()) * 5**0.5, 0.0, 0.0]
     assert feature_singular_values(features, centered).tolist() == pytest.approx(expected)
     assert moment_singular_values(second_moments(features), centered).tolist() == pytest.approx(expected)
 
