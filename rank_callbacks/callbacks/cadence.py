@@ -98,6 +98,7 @@ class Cadence:
         self._last_report: int | None = None
         self._corrections = _CORRECTIONS
         self._told = False
+        self._said: int | None = None
         self.restart("", 1)
 
     def restart(self, monitor: str, monitors: int, expected: float = 0.0) -> None:
@@ -139,12 +140,11 @@ class Cadence:
         return self.every_n_steps is not None and step % self.every_n_steps == 0
 
     def due_at_validation(self, step: int, is_last: bool) -> bool:
-        """Whether to report at this run of validation: told a number at each, and ``"auto"`` as often as it affords."""
-        if not self.is_auto or is_last:
+        """Whether to report at this run of validation, the first after so many steps; a schedule is for each."""
+        told = self.every_n_steps if self.is_auto else self.schedule
+        if is_last or callable(told) or (self._last_report is None and not (self.is_auto and told)):
             return True
-        if self.every_n_steps is None:
-            return self._last_report is None
-        return step - (self._last_report or 0) >= self.every_n_steps
+        return told is not None and step - (self._last_report or 0) >= told
 
     def affords(self, seconds: float) -> bool:
         """Whether a first report of so many seconds is within the share of the time so far; if not, it is put off.
@@ -200,8 +200,8 @@ class Cadence:
         is_first = self._last_report == 0 and self._repeat is None
         if is_first and self.every_n_steps > self._shortest and of_first_process(self._cost <= _REPEATED):
             self._repeat = self._step
-        elif self._cost > 0 and not self._told:
-            self._told = True
+        elif self._last_report is not None and self.every_n_steps != self._said:
+            self._said = self.every_n_steps
             rank_zero_info(
                 f"{self._monitor} reports every {self.every_n_steps} steps: a report takes {1e3 * self._cost:.3g} ms, a step "
                 f"{1e3 * step:.3g} ms, and reports may take {self.share:.2%} of the time."

@@ -35,8 +35,9 @@ def is_last_validation(trainer: Trainer) -> bool:
     between = min(trainer.val_check_batch or batches, batches)
     if between == batches:
         between *= trainer.check_val_every_n_epoch or 1
-    if math.isinf(between):
-        return False
+    if math.isinf(between):  # of unknown length, but the end of the last epoch is the end
+        epochs = trainer.current_epoch + (trainer.check_val_every_n_epoch or 1)
+        return trainer.is_last_batch and 0 < (trainer.max_epochs or 0) <= epochs
     done = trainer.global_step / max(len(trainer.optimizers), 1)
     return 0 <= last_step(trainer) + 1 - done < between / trainer.accumulate_grad_batches
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.cadence import Cadence
-from rank_callbacks.callbacks.gradient_readings import GradientReadings
+from rank_callbacks.callbacks.gradient_readings import GradientReadings, Taken
 from rank_callbacks.callbacks.processes import process_index
 from rank_callbacks.callbacks.weight_readings import WeightReadings
 from rank_callbacks.writers import Report, log_report
@@ -144,7 +144,7 @@ class RankObserver:
                 scale = getattr(optimizer, "grad_scale", None)
                 taken = self._gradients.take(self.model, optimizer, 1.0 if scale is None else float(scale))
                 if taken is not None:
-                    self._gradients.measure(self.model, taken)
+                    self._gradients.measure(self.model, taken._replace(dtype=_narrow_type(taken)))
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
@@ -179,6 +179,12 @@ class RankObserver:
             attempt(lambda log: log(report.step, values), self._log)
         else:
             log_report(self._log if isinstance(self._log, (list, tuple)) else [self._log], report)
+
+
+def _narrow_type(taken: Taken) -> torch.dtype | None:
+    """To which autocast has rounded what gradients are made of; None if it is as wide as they are."""
+    rounded = [rows.dtype for rows in taken.tensors() if rows.is_floating_point() and rows.dtype.itemsize < 4]
+    return min(rounded, key=lambda dtype: torch.finfo(dtype).bits, default=None)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

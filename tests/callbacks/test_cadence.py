@@ -212,9 +212,19 @@ class TestExplicit:
             warnings.simplefilter("error")
             run(Cadence(10, max_overhead), clock, range(500), 0.01, report)
 
-    def test_every_validation_is_looked_at(self) -> None:
-        cadence = Cadence(1000, 0.01)
-        assert all(cadence.due_at_validation(step, is_last=False) and cadence.affords(1e9) for step in range(10))
+    @pytest.mark.parametrize(("told", "expected"), [(1, [9, 19, 29, 39, 49]), (15, [9, 29, 49]), (1000, [9, 49])])
+    def test_validations_so_many_steps_apart_are_looked_at_and_the_last(self, told: int, expected: list[int]) -> None:
+        cadence, seen = Cadence(told, 0.01), []
+        for step in range(9, 50, 10):
+            if cadence.due_at_validation(step, is_last=step == 49) and cadence.affords(1e9):
+                seen.append(step)
+                cadence.reported(step)
+        assert seen == expected
+
+    def test_a_schedule_looks_at_every_validation(self) -> None:
+        cadence = Cadence(lambda step: step == 3, 0.01)
+        cadence.reported(3)
+        assert cadence.due_at_validation(4, is_last=False)
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
@@ -259,17 +269,34 @@ def test_last_validation_is_known(options: dict[str, Any], runs: int) -> None:
     assert seen.last == [False] * (runs - 1) + [True]
 
 
-class Endless(Classifier):
+class Streamed(Classifier):
     """Of whose data nobody knows the length."""
 
     def train_dataloader(self) -> Any:
-        return (batch for batch in super().train_dataloader())
+        return Batches(super().train_dataloader())
 
 
-def test_validation_is_not_taken_for_the_last_where_an_epochs_length_is_not_known() -> None:
+class Batches:
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ({"max_epochs": 3}, [False, False, True]),
+        ({"max_epochs": 5, "check_val_every_n_epoch": 2}, [False, True]),
+        ({"max_epochs": 2, "val_check_interval": 3}, [False] * 4),
+        ({"max_epochs": -1, "max_steps": 20}, [False, False]),
+    ],
+)
+def test_last_validation_of_streamed_data_is_that_of_the_last_epoch(options: dict[str, Any], last: list[bool]) -> None:
     seen = Validations()
-    fit(Endless(two_layers(), torch.randn(32, 6)), seen, max_epochs=1, max_steps=100)
-    assert seen.last == [False]
+    fit(Streamed(two_layers(), torch.randn(32, 6)), seen, **options)
+    assert seen.last == last
 
 
 def test_validation_outside_a_fit_is_the_last() -> None:

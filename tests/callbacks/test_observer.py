@@ -270,3 +270,16 @@ def test_model_without_a_matrix() -> None:
     norm = nn.LayerNorm(3)
     with pytest.raises(ValueError, match="matri"):
         RankObserver(norm, torch.optim.SGD(norm.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(("enabled", "bound"), [(True, 8), (False, 8)])
+def test_rounding_of_autocast_is_no_rank(enabled: bool, bound: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with RankObserver(model, optimizer, weights=(), every_n_steps=1) as observer, torch.autocast("cpu", enabled=enabled):
+        nn.functional.mse_loss(model(torch.randn(bound, 64)).float(), torch.randn(bound, 32)).backward()
+        optimizer.step()
+    ranks = {tag: rank for tag, rank in observer.readings.items() if "gradient_rank/numerical_rank/" in tag}
+    assert len(ranks) == 3 + 3
+    assert max(ranks.values()) <= bound
