@@ -36,8 +36,8 @@ class RankObserver:
 
     **Logs** what ``WeightRankMonitor`` and ``GradientRankMonitor`` log, computed by the same code, in the same tags.
 
-    **Cost, distributed, NaN.** As theirs. Every process must have an observer; the first writes. With FSDP2 give the model as
-    it is after ``fully_shard``.
+    **Cost, distributed, NaN.** As theirs; on a GPU the host waits for each report. Every process must have an observer; the
+    first writes. With FSDP2 give the model as it is after ``fully_shard``.
 
     Args:
         model: That is trained, before or after ``DistributedDataParallel``, ``torch.compile`` or Fabric's ``setup``.
