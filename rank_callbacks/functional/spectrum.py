@@ -16,8 +16,8 @@ METHODS = ("auto", "gram", "svd")
 
 _Name = TypeVar("_Name", bound=Hashable)
 
-# Rows cast to float64 at a time: the cast of a block stays in the cache, that of a whole matrix pays for page faults.
-_ROWS_AT_ONCE = 2048
+# Numbers cast to float64 at a time, in no fewer rows: that stays in the cache, and a whole matrix would pay for page faults.
+_NUMBERS_AT_ONCE, _FEWEST_ROWS = 2**18, 256
 # Column blocks of the Gram matrix. Of 4 x 4 blocks only the lower 10 are multiplied; narrower blocks would not pay.
 _COLUMN_BLOCKS = 4
 _NARROWEST_BLOCK = 64
@@ -175,15 +175,17 @@ def roots_of_squares(squares: Tensor) -> Tensor:
 def lower_gram(tall: Tensor) -> Tensor:
     """The Gram matrix of the columns in float64; what stands above its block diagonal is not computed."""
     rows, columns = tall.shape[-2:]
-    if columns <= _NARROWEST_BLOCK and rows <= _ROWS_AT_ONCE:
+    if columns <= _NARROWEST_BLOCK and rows * columns <= _NUMBERS_AT_ONCE:
         tall = widened(tall)
         return tall.mH @ tall
+    if tall.dim() > 2:
+        return torch.stack([lower_gram(one) for one in tall.flatten(0, -3)]).unflatten(0, tall.shape[:-2])
     width = max(_NARROWEST_BLOCK, -(-columns // _COLUMN_BLOCKS))
     blocks = [slice(start, start + width) for start in range(0, columns, width)]
-    gram = widened(tall.new_zeros(*tall.shape[:-2], columns, columns))
-    for chunk in map(widened, tall.split(_ROWS_AT_ONCE, dim=-2)):
+    gram = widened(tall.new_zeros(columns, columns))
+    for chunk in map(widened, tall.split(max(_FEWEST_ROWS, _NUMBERS_AT_ONCE // columns))):
         for block in blocks:
-            gram[..., block.start :, block] += chunk[..., :, block.start :].mH @ chunk[..., :, block]
+            gram[block.start :, block].addmm_(chunk[:, block.start :].mH, chunk[:, block])
     return gram
 
 
