@@ -14,10 +14,18 @@ from torch.nn.utils.rnn import PackedSequence
 from rank_callbacks import functional
 from rank_callbacks.matrices import Layers, matrix_views, trainable_weights
 from rank_callbacks.matrices.activations import LayerRows, RowCapture, has_known_bound
+from rank_callbacks.matrices.parameters import WITHOUT_GRADIENT, computed_matrices
 from rank_callbacks.matrices.sharded import check_whole, stand_in
 from rank_callbacks.matrices.uncompiled import is_compiled, uncompiled
 
-__all__ = ["BoundTable", "GradientBound", "bounds_of_layers", "gradient_rank_bounds", "outer_products_of_layers"]
+__all__ = [
+    "BoundTable",
+    "GradientBound",
+    "bounds_of_layers",
+    "gradient_rank_bounds",
+    "outer_products_of_layers",
+    "rows_without_gradient",
+]
 
 _LOSSES = ("cross_entropy", "mse")
 # Rows beyond the rank that is looked for: a random sample of so many shows it.
@@ -85,7 +93,7 @@ def gradient_rank_bounds(
 
     Returns:
         A row a trainable weight matrix, in the order of the model. Layers of a kind with no known bound, and those that
-        the model did not run, say so and have none.
+        the model did not run, say so and have none; and so do, at the end, weights that are computed from other parameters.
 
     Raises:
         ValueError: If the model refuses the input or is sharded, the loss is not known or gives no scalar, or ``layers``
@@ -108,7 +116,19 @@ def gradient_rank_bounds(
             _scalar(loss, _output(twin, example_input)).backward()
     finally:
         capture.close()
-    return bounds_of_layers(twin, capture.layers, layers)
+    return BoundTable([*bounds_of_layers(twin, capture.layers, layers), *rows_without_gradient(twin, layers)])
+
+
+def rows_without_gradient(model: nn.Module, layers: Layers = None, conv: str = "filters") -> BoundTable:
+    """A row a matrix that is computed from other parameters: it has no bound, and no gradient to be bound.
+
+    Args:
+        model: Any module.
+        layers: Which matrices.
+        conv: How a convolution kernel is a matrix.
+    """
+    matrices = computed_matrices(model, layers, conv)
+    return BoundTable(GradientBound(name, tuple(matrix.shape), None, WITHOUT_GRADIENT) for name, matrix in matrices.items())
 
 
 def bounds_of_layers(

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from rank_callbacks.catalog import find_measure
-from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE
+from rank_callbacks.collapse_catalog import NEURAL_COLLAPSE, RANK_COLLAPSE
 from rank_callbacks.feature_catalog import FEATURE_RANK, NETWORK_RANK
 from rank_callbacks.tags import Tag
 
@@ -25,7 +25,8 @@ _GROUPS = (
     "truncation",
     "monitor",
 )
-_OF_GROUPS_BY_ANY_NAME = {*NEURAL_COLLAPSE, *FEATURE_RANK, *NETWORK_RANK}
+_OF_GRADIENTS = {"bound", "utilization", "input_rank", "delta_rank", "class_rank"}
+_OF_GROUPS_BY_ANY_NAME = {*NEURAL_COLLAPSE, *RANK_COLLAPSE, *FEATURE_RANK, *NETWORK_RANK, *_OF_GRADIENTS}
 
 
 def natural_order(text: str) -> list[tuple[int, float, str]]:
@@ -44,7 +45,7 @@ def natural_order(text: str) -> list[tuple[int, float, str]]:
 def prefix_and_tag(name: str) -> tuple[str, Tag | None]:
     """A logger's prefix, with its hyphen, and our tag; no tag where ``name`` is not of a monitor.
 
-    The monitors of features let their user name the group, so that the measure must tell.
+    Monitors let their user name the group, so that the measure must tell.
 
     Example:
         >>> prefix_and_tag("mine-weight_rank/stable_rank/head.weight")
@@ -65,7 +66,9 @@ def prefix_and_tag(name: str) -> tuple[str, Tag | None]:
 
 
 def _is_measure(name: str) -> bool:
+    if name in _OF_GROUPS_BY_ANY_NAME or name.startswith("subspace_overlap_"):
+        return True
     try:
-        return name in _OF_GROUPS_BY_ANY_NAME or bool(find_measure(name.removeprefix("centered_")))
+        return bool(find_measure(name.removeprefix("centered_")))
     except ValueError:
         return False

@@ -191,7 +191,7 @@ def _of_classifier(model: nn.Module, head: nn.Linear, inputs: Tensor, labels: Te
 
 def _classified(model: nn.Module, head: nn.Linear, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Inputs of the classifier, a row a label, its weight and its bias, float64."""
-    capture = FeatureCapture({}, head)
+    capture = FeatureCapture(model, {}, head)
     features = []
     try:
         with torch.no_grad(), evaluated(layer_outputs(model, {"logits": head}), inputs.dtype) as outputs:

@@ -19,7 +19,7 @@ from rank_callbacks.matrices.parameters import plain_name
 from rank_callbacks.matrices.sharded import check_whole
 from rank_callbacks.table import aligned
 
-__all__ = ["TruncatedMatrix", "TruncationTable", "truncate"]
+__all__ = ["TruncatedMatrix", "TruncationTable", "check_truncatable", "truncate"]
 
 
 class TruncatedMatrix(NamedTuple):
@@ -127,6 +127,21 @@ def truncate(
     finally:
         for weight, before in zip(weights, saved, strict=True):
             _write(weight.parameter, before)
+
+
+def check_truncatable(model: nn.Module, layers: Layers = None, conv: str = "filters") -> None:
+    """Refuse a model that ``truncate`` would refuse.
+
+    Args:
+        model: Any module.
+        layers: As for ``truncate``.
+        conv: As for ``truncate``.
+
+    Raises:
+        ValueError: See ``truncate``.
+    """
+    check_whole(model, "truncate")
+    _weights(model, layers, conv)
 
 
 class _Weight(NamedTuple):

@@ -1,7 +1,7 @@
 """A GPU in name: tensors that say they are elsewhere, mix with none of the CPU's, and count what the host waits for.
 
 Their numbers lie in the CPU's memory and the CPU's kernels compute them. Within ``SimulatedGPU()`` tensors can be made on and
-moved to ``DEVICE``; PyTorch knows it for good from the import on, which is why tests run it in a process of its own. Not
+moved to ``DEVICE``; PyTorch knows it for good from the first on, which is why tests run it in a process of its own. Not
 simulated: time, streams, random numbers, ``inference_mode`` and ``torch.func``.
 """
 
@@ -26,8 +26,7 @@ class Backend(_DummyBackendModule):
         return [torch.float16, torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend("gpu", Backend())
-DEVICE, HOST = torch.device("gpu", 0), torch.device("cpu")
+DEVICE, HOST = torch.device("privateuseone", 0), torch.device("cpu")
 # For these a host waits for its GPU: a number that it asks for, a shape that depends on numbers, and LAPACK.
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "_linalg_eigh", "_linalg_svd"}
 Generator = torch.Generator
@@ -80,6 +79,8 @@ class SimulatedGPU(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
 
     def __enter__(self) -> SimulatedGPU:
+        if SimulatedGPU.current is None:
+            _setup_privateuseone_for_python_backend("gpu", Backend())
         SimulatedGPU.current = self
         torch.Generator = AnyGenerator  # type: ignore[misc]
         torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device=) comes by here

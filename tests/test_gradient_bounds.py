@@ -675,6 +675,18 @@ def test_input_that_the_model_refuses_is_refused_in_its_words(inputs: Any, messa
         gradient_rank_bounds(perceptron(8, 8, 3), inputs)
 
 
+def test_computed_weights_have_a_row_without_a_bound() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 3))
+    rows = gradient_rank_bounds(model, torch.randn(2, 6))
+    assert [(row.layer, row.shape, row.bound) for row in rows] == [
+        ("0.weight", (5, 6), 2),
+        ("2.weight", (3, 4), 2),
+        ("1.weight", (4, 5), None),
+    ]
+    assert rows[-1].reason.startswith("computed from other parameters, as by weight_norm")
+    assert [row.layer for row in gradient_rank_bounds(model, torch.randn(2, 6), layers="2")] == ["2.weight"]
+
+
 @pytest.mark.parametrize("loss", ["nll", "CE", None, 3], ids=str)
 def test_unknown_loss_is_refused(loss: Any) -> None:
     with pytest.raises(ValueError, match=f"Expected loss to be one of cross_entropy, mse or a function .*, got {loss!r}"):

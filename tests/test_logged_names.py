@@ -13,6 +13,9 @@ from rank_callbacks.tags import Tag
         "train_features/dead_fraction/encoder.0",
         "train_collapse/nc1_pinv/penultimate",
         "first_epochs/independence_deficit/class_3",
+        "coarse/tcv_input/encoder.0",
+        "heads/utilization/encoder.0",
+        "heads/subspace_overlap_8/encoder.0",
     ],
 )
 def test_tags_of_monitors(name: str) -> None:

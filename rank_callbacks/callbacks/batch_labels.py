@@ -15,7 +15,7 @@ Labels: TypeAlias = "str | Callable[[Any], Tensor] | None"
 
 
 def labels_of(batch: Any, labels: Labels = None) -> Tensor:  # ruff: ignore[any-type]
-    """The labels in a batch.
+    """The labels in a batch; those of shape ``(n, 1)`` that are no floats lose the second dimension.
 
     Args:
         batch: As a loader gives it.
@@ -24,10 +24,13 @@ def labels_of(batch: Any, labels: Labels = None) -> Tensor:  # ruff: ignore[any-
     Raises:
         ValueError: If there is no tensor where the labels are looked for.
     """
-    if labels is not None:
-        return tensor_in(batch, labels, "labels")
-    found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    return _checked(found, batch, "labels", "the second item of the batch")
+    if labels is None:
+        second = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        found = _checked(second, batch, "labels", "the second item of the batch")
+    else:
+        found = tensor_in(batch, labels, "labels")
+    is_column = found.dim() == 2 and found.shape[1] == 1 and not found.is_floating_point()
+    return found.squeeze(1) if is_column else found
 
 
 def tensor_in(batch: Any, place: str | Callable[[Any], Tensor], name: str) -> Tensor:  # ruff: ignore[any-type]

@@ -191,6 +191,12 @@ class CollapseWindow:
             for name, view in views.items()
         }
 
+    def why_nothing(self, path: str) -> str | None:
+        """Why there is nothing to take of a parameter; None if something passed, or it is not known where it went."""
+        if path in self.unlabelled:
+            return f"labels do not fit what passed: {self.unlabelled[path]}"
+        return None if path in self._steps else "it got no gradient: it did not run, or the loss does not depend on it"
+
     def _moments_of_inputs(self, name: str) -> ClassMoments:
         return reduce(merged_moments, (moments for names, moments in self._inputs.items() if name in names))
 

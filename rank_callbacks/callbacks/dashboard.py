@@ -20,8 +20,7 @@ from rank_callbacks.writers.wandb import define_metrics, send_alert, write_chart
 
 __all__ = ["RankDashboard"]
 
-# Of monitors that have no ``group`` or ``measures`` of their own.
-_GROUPS = {"WeightRankMonitor": "weight_rank", "GradientRankMonitor": "gradient_rank", "RankCollapseMonitor": "rank_collapse"}
+# Of a monitor that has no ``measures`` of its own.
 _MEASURES = {"RankCollapseMonitor": ["relative_distance_to_rank_k", "tcv_ratio_input"]}
 # More columns than that a monitor make a table that nobody reads.
 _MOST_COLUMNS = 3
@@ -214,7 +213,7 @@ def _rank_columns(trainer: Trainer) -> list[str]:
     asked: list[tuple[str, Sequence[str]]] = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # its connector sets it
         name = type(callback).__name__
-        group = getattr(callback, "group", _GROUPS.get(name))
+        group = getattr(callback, "group", None)
         measures = getattr(callback, "measures", _MEASURES.get(name))
         if group and measures and type(callback).__module__.startswith("rank_callbacks."):
             asked.append((group, measures))

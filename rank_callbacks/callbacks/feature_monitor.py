@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from rank_callbacks.callbacks.cadence import EveryNSteps
 from rank_callbacks.callbacks.lightning import is_last_validation, last_step, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
-from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.probe import check_forward, check_loader, outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import check_scalars
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_data_parallel
+from rank_callbacks.callbacks.validation import warn_without_validation
 
 __all__ = ["Data", "FeatureMonitor"]
 
@@ -37,17 +38,19 @@ class FeatureMonitor(Monitor, Generic[Hooks]):
 
     Args:
         data: ``"train"``, ``"val"``, or a loader.
-        every_n_steps: Steps between reports, a schedule, or ``"auto"``. With ``data="val"`` each run of validation is looked
-            at, but with ``"auto"`` those alone that the cadence allows, and the last.
+        every_n_steps: Steps between reports, a schedule, or ``"auto"``. With ``data="val"`` the first run of validation
+            after so many steps is looked at, each with a schedule, and the last.
         max_overhead: Share of the wall time for all monitors that choose their cadence.
         window: Training steps before each report that are looked at.
         group: First part of the tags.
         scalars: ``"auto"`` or ``"all"``.
 
     Raises:
-        ValueError: If an argument is not one of these; and when fitting starts if the strategy is refused or two monitors of
-            one kind have the same ``group``.
+        ValueError: If an argument is not one of these; and when fitting starts if the strategy is refused, two monitors have
+            the same ``group``, or ``data`` is a loader and the module has no ``forward``.
     """
+
+    _instead = "choose data='train'"  # of validation that a training does not have
 
     def __init__(
         self,
@@ -79,11 +82,13 @@ class FeatureMonitor(Monitor, Generic[Hooks]):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
+        super().on_fit_start(trainer, pl_module)
         self._check_strategy(trainer)
-        monitors: list[Any] = getattr(trainer, "callbacks", [])
-        if sum(type(one) is type(self) and one.group == self.group for one in monitors) > 1:
-            raise ValueError(f"Expected each {type(self).__name__} to have a group= of its own, got {self.group!r} twice.")
         self._check_model(pl_module)
+        if self.data == "val":
+            warn_without_validation(trainer, type(self).__name__, self._instead)
+        elif not isinstance(self.data, str):
+            check_forward(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and learn when training ends."""
@@ -139,7 +144,9 @@ class FeatureMonitor(Monitor, Generic[Hooks]):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Tell what the batch is."""
+        """Refuse the first batch of the sanity check, or tell what the batch is."""
+        if self.data == "val" and trainer.sanity_checking and batch_idx == dataloader_idx == 0:
+            self._check_batch(batch)
         if self.data == "val" and self._hooks is not None and dataloader_idx == 0:
             with self._stopwatch:
                 self._before_batch(self._hooks, batch)
@@ -213,7 +220,7 @@ class FeatureMonitor(Monitor, Generic[Hooks]):
         raise NotImplementedError
 
     def _check_batch(self, batch: object) -> None:
-        """Refuse the first batch of training."""
+        """Refuse the first batch, of training or of the sanity check."""
 
     def _open(self, pl_module: LightningModule) -> Hooks:
         raise NotImplementedError

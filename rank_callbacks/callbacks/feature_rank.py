@@ -48,7 +48,7 @@ _MAPS = ("positions", "mean", "flat")
 class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
     """Measures the rank of the features of each layer: how many directions are left of the data along the depth.
 
-    **When.** ``data="val"``: every run of validation, of the first validation loader. ``"train"``: a window of training
+    **When.** ``data="val"``: runs of validation, of the first validation loader. ``"train"``: a window of training
     batches ends at each scheduled step, and one with training where no other is open: in training mode as they pass, while
     the weights move. A loader: at each scheduled step and the last, one pass over it in eval mode with fixed weights.
 
@@ -77,11 +77,12 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
     ``centered_spectrum``, those singular values, whose squares are mean energies.
 
     With ``num_classes`` each measure of a spectrum is read of each class alone: ``<measure>_of_class_<k>`` where classes times
-    layers are up to 50 (or with ``scalars="all"``), ``<measure>_mean_over_classes``, ``<measure>_min_over_classes`` and
+    layers are up to 200 (or with ``scalars="all"``), ``<measure>_mean_over_classes``, ``<measure>_min_over_classes`` and
     ``<measure>_lowest_class``, which one that is. ``samples_per_class`` is the least; classes with one sample are left out.
 
     **Samples.** N is bounded: each row that passes has the same chance to be among those kept, and the same rows of a loader
-    that does not shuffle are kept at each report. A layer that runs several times in a batch has that many more rows.
+    that does not shuffle are kept at each report. A layer that runs several times in a batch has that many more rows. What a
+    backward pass computes once more, as with activation checkpointing, does not count.
 
     **NaN.** NaN or infinite features read NaN in every measure, and so do fewer than two rows; one warning a layer. A layer
     named in ``layers`` that does not run, gives no floating-point tensor, changes its width or has a batch of rows that are
@@ -103,14 +104,14 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         layers: Modules whose outputs to measure, by name, glob pattern or a function of the name. None for those along the
             depth: members of lists and sequences, and what stands beside them; of these, whatever gives features.
         every_n_steps: Steps between reports, a schedule: a function of the step, or ``"auto"``: as often as takes at most the
-            monitor's part of ``max_overhead``, see ``Cadence``. With ``data="val"`` every run of validation is reported but
-            with ``"auto"`` those alone that this allows, and the last of a training.
+            monitor's part of ``max_overhead``, see ``Cadence``. With ``data="val"`` reported are the first run of
+            validation after so many steps, each with a schedule, and the last of a training.
         window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` where that
             is a smaller number.
         data: ``"val"``, ``"train"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
-            whole batch where it is not a tuple.
+            whole batch where it is not a tuple; of a dict, by name, what ``forward`` has arguments for.
         maps: What a row is: each of the ``"positions"`` of a feature map and each token, their ``"mean"``, or all numbers of a
-            sample, ``"flat"``: see ``feature_rows``.
+            sample, ``"flat"``: see ``feature_rows``, and ``ChannelsLast`` for sequences.
         samples: Rows to keep of each layer; None for 4·D, at least 1,024 and at most 8,192 for each class, in at most 64 MiB.
         mask: Where a batch says which tokens count, and which are padding: the key of a dict, or a function of the batch that
             gives a tensor of shape ``(samples, tokens)``, 0 or False for padding.
@@ -120,13 +121,14 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         ignore_index: A label that means none.
         views: How many views of each sample, view by view, are in a batch or in successive calls of a layer: for ``lidar``.
         group: First part of the tags: two monitors of one training, of training and of validation data, need two.
-        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        scalars: ``"auto"`` logs a scalar a layer for up to 200 layers, ``"all"`` for any number.
         max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If a measure is unknown or an argument is not one of the above; when fitting or validation starts if a
-            pattern matches nothing or the strategy is refused; at a batch without the mask or the labels that were asked
-            for, or whose labels are not from 0 to K−1; and if two monitors of one training have the same ``group``.
+            pattern matches nothing, the strategy is refused, or ``data`` is a loader and the module has no ``forward``; at a
+            batch without the mask or the labels that were asked for, or whose labels are not from 0 to K−1; and if two
+            monitors of one training have the same ``group``.
 
     Reference:
         Rank diminishing in deep neural networks (Feng et al., 2022), https://arxiv.org/abs/2206.06072
@@ -197,12 +199,14 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         self._facts(batch)
 
     def _open(self, pl_module: LightningModule) -> LayerFeatures:
-        modules, classes = depth_layers(pl_module, self.layers), self.num_classes or 1
+        layers, classes = depth_layers(pl_module, self.layers), self.num_classes or 1
         if self.cadence.is_auto and self.data == "train":
             self._rounds.room = allowance(pl_module)
         self._rounds.begin()
         seed = pl_module.global_rank  # processes must not draw alike
-        return LayerFeatures(modules, self.maps, self.samples, classes, self.views, seed, self._stopwatch, self._rounds)
+        return LayerFeatures(
+            pl_module, layers, self.maps, self.samples, classes, self.views, seed, self._stopwatch, self._rounds
+        )
 
     def _before_batch(self, hooks: LayerFeatures, batch: object) -> None:
         hooks.begin_batch(self._facts(batch))
@@ -292,7 +296,8 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
 
     def _shows(self, rows: Mapping[str, SampledRows], classes: int = 1) -> bool:
         """Whether a scalar a layer is logged, or one for each of its classes."""
-        return shows_layers(self.scalars, classes * len(rows.keys() | self._rounds.waiting))
+        layers = len(rows.keys() | self._rounds.waiting)
+        return shows_layers(self.scalars, classes * layers, self.group, self._warned if classes == 1 else None)
 
     def _sizes(self, sampled: SampledRows) -> dict[str, Tensor]:
         samples = torch.tensor(float(len(sampled.features)), dtype=torch.float64)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
-from rank_callbacks.callbacks.batch_labels import labels_of
+from rank_callbacks.callbacks.batch_labels import Labels, labels_of
 from rank_callbacks.callbacks.gradient_readings import GradientReadings, Taken
 from rank_callbacks.callbacks.lightning import loss_scale, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
@@ -35,7 +36,7 @@ class GradientRankMonitor(Monitor):
     =================================================  =====================================================  =============
     tag                                                what                                                   range
     =================================================  =====================================================  =============
-    ``gradient_rank/<measure>/<layer>``                the measure of one gradient; for more than 50 layers   see
+    ``gradient_rank/<measure>/<layer>``                the measure of one gradient; for more than 200 layers  see
                                                        only with ``scalars="all"``                            ``measures.md``
     ``.../mean_over_layers``, ``min_...``, ``max_...`` over all selected matrices; NaN if one is
     ``gradient_rank/bound/<layer>``                    what the exact rank cannot exceed; no reading where    [0, min(m, n)]
@@ -58,7 +59,8 @@ class GradientRankMonitor(Monitor):
     ``numerical_rank`` without a tolerance of its own is taken at max(m, n)·ε of the gradient's type, since the bound speaks
     of exact rank; in mixed precision not below the rounding noise of the narrow type. A parameter without a gradient has no
     reading; a gradient that is not finite reads NaN, with one warning a layer. At the first report a table of the bounds, with
-    what binds each, goes to Lightning's log and to the loggers.
+    what binds each, goes to Lightning's log and to the loggers; there stand also the weights that are computed from
+    parameters, as by ``weight_norm``, and have no gradient of their own.
 
     A bound counts what passes through the layer. A penalty on its weight or on gradients adds to that, and in manual
     optimization so do batches before the scheduled one that accumulate into the same step: then utilization exceeds 1.
@@ -88,15 +90,20 @@ class GradientRankMonitor(Monitor):
             scheduled steps.
         moments: Whether to measure the optimizer's own matrices, momentum or Adam's moments, as
             ``moment_rank/<measure>/<layer>.exp_avg``.
-        per_class: Whether to measure the gradient of each class by itself, in linear layers that see one row a sample. Labels
-            are the second item of an ``(inputs, labels)`` batch. In this process.
-        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        per_class: Whether to measure the gradient of each class by itself, in linear layers that see one row a sample. In
+            this process.
+        labels: Where a batch has its labels, for ``per_class``: None for the second item, the key of a dict, or a function of
+            the batch.
+        group: First part of the tags: two monitors of one training, of other layers or another ``conv``, need two. That of
+            ``"heads"`` is followed by ``"heads_update"`` and ``"heads_moment"``.
+        scalars: ``"auto"`` logs a scalar a layer for up to 200 layers, ``"all"`` for any number.
         max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If a measure is unknown, ``every_n_steps`` or ``subspace_rank`` is below 1, ``conv`` or ``scalars`` is
-            not one of the above; when fitting starts if a pattern matches nothing, the model has no trainable matrix or the
-            strategy is refused; and at the first batch if it has no labels for ``per_class``.
+            not one of the above; when fitting starts if a pattern matches nothing, the model has no trainable matrix, the
+            strategy is refused or two monitors of one training have the same ``group``; and at the first batch if it has no
+            labels for ``per_class``.
 
     Reference:
         Low-rank learning by design (Baker et al., 2024), https://arxiv.org/abs/2402.06751
@@ -104,8 +111,6 @@ class GradientRankMonitor(Monitor):
     Example:
         >>> monitor = GradientRankMonitor(measures=["numerical_rank", "energy_at_rank_4"], every_n_steps=50)
     """
-
-    _name = "gradient_rank"
 
     def __init__(
         self,
@@ -117,13 +122,17 @@ class GradientRankMonitor(Monitor):
         update: bool = False,
         moments: bool = False,
         per_class: bool = False,
+        labels: str | Callable[[Any], Tensor] | None = None,
+        group: str = "gradient_rank",
         scalars: Literal["auto", "all"] = "auto",
         max_overhead: float = 0.01,
     ) -> None:
         super().__init__(every_n_steps, max_overhead)
         self.measures, self.layers, self.conv = list(measures), layers, conv
         self.update, self.moments, self.per_class = update, moments, per_class
-        self._gradients = GradientReadings(measures, layers, conv, subspace_rank, update, moments, per_class, scalars)
+        self.labels: Labels = labels
+        self.group = group
+        self._gradients = GradientReadings(measures, layers, conv, subspace_rank, update, moments, per_class, scalars, group)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit."""
@@ -132,6 +141,7 @@ class GradientRankMonitor(Monitor):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
+        super().on_fit_start(trainer, pl_module)
         check_shards(trainer)
         self._gradients.check(pl_module)
 
@@ -144,7 +154,7 @@ class GradientRankMonitor(Monitor):
             with self._stopwatch:
                 self._gradients.open(pl_module, step, sees_rows=not is_tensor_parallel(trainer))
         if self._gradients.is_open and self.per_class:
-            self._gradients.add_labels(labels_of(batch))
+            self._gradients.add_labels(labels_of(batch, self.labels))
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -30,16 +30,20 @@ from rank_callbacks.callbacks.sharing import shared_singular_values
 from rank_callbacks.catalog import find_measure
 from rank_callbacks.functional import numerical_rank
 from rank_callbacks.functional.spectrum import widened
-from rank_callbacks.gradient_bounds import BoundTable, GradientBound, bounds_of_layers, outer_products_of_layers
-from rank_callbacks.matrices import check_conv, gradient_matrices, is_selected, matrix_views, trainable_weights
+from rank_callbacks.gradient_bounds import (
+    BoundTable,
+    GradientBound,
+    bounds_of_layers,
+    outer_products_of_layers,
+    rows_without_gradient,
+)
+from rank_callbacks.matrices import check_conv, gradient_matrices, matrix_views, trainable_weights
 from rank_callbacks.matrices.activations import LayerRows, RowCapture
 from rank_callbacks.matrices.parameters import TrainableWeight
 from rank_callbacks.tags import Tag
 from rank_callbacks.writers import MatrixSpectrum, Table
 
 __all__ = ["GradientReadings", "GradientReport"]
-
-GROUP = "gradient_rank"
 
 
 class GradientReport(NamedTuple):
@@ -97,6 +101,7 @@ class GradientReadings:
         moments: Whether to read the optimizer's own matrices.
         per_class: Whether to read the gradient of each class.
         scalars: ``"auto"`` or ``"all"``.
+        group: First part of the tags.
 
     Raises:
         ValueError: If an argument is not one of these.
@@ -112,6 +117,7 @@ class GradientReadings:
         moments: bool,
         per_class: bool,
         scalars: str,
+        group: str = "gradient_rank",
     ) -> None:
         for measure in measures:
             find_measure(measure)
@@ -120,7 +126,7 @@ class GradientReadings:
         if subspace_rank is not None and (subspace_rank < 1 or subspace_rank % 1):
             raise ValueError(f"Expected subspace_rank to be None or a whole number from 1, got {subspace_rank}.")
         self.measures, self.layers, self.conv, self.scalars = list(measures), layers, conv, scalars
-        self.subspace_rank = subspace_rank
+        self.group, self.subspace_rank = group, subspace_rank
         self.update, self.moments, self.per_class = update, moments, per_class
         self._capture: RowCapture | None = None
         self.restart()
@@ -130,11 +136,13 @@ class GradientReadings:
         self._warned: set[str] = set()
         self._subspaces: dict[str, Tensor] = {}
         self._told_bounds = False
+        self._without_gradient = BoundTable()
         self.close()
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model in which there is nothing to read."""
         trainable_weights(model, self.layers, self.conv)
+        self._without_gradient = rows_without_gradient(model, self.layers, self.conv)
 
     @property
     def is_open(self) -> bool:
@@ -216,24 +224,25 @@ class GradientReadings:
     def read(self, step: int) -> GradientReport:
         """The readings of what was measured, the optimizer having stepped. A collective operation."""
         warn_of_nan(unreadable(self._spectra), step, self._warned)
-        groups = {GROUP: self._spectra}
+        groups = {self.group: self._spectra}
         if self.update:
-            groups["update_rank"] = self._update_spectra()
+            groups[self._group_of("update")] = self._update_spectra()
         if self.moments:
-            groups["moment_rank"] = self._moment_spectra()
+            groups[self._group_of("moment")] = self._moment_spectra()
         report = GradientReport({}, {}, self._bounds_once(step))
         for group, spectra in groups.items():
-            values = measured(spectra, self.measures) | (self._against_bounds() if group == GROUP else {})
-            report.scalars.update(tagged(group, values, shows_layers(self.scalars, len(spectra))))
+            values = measured(spectra, self.measures) | (self._against_bounds() if group == self.group else {})
+            report.scalars.update(tagged(group, values, shows_layers(self.scalars, len(spectra), self.group, self._warned)))
             report.spectra.update(spectra_by_tag(group, spectra))
         return report
 
+    def _group_of(self, what: str) -> str:
+        return self.group.replace("gradient", what) if "gradient" in self.group else f"{self.group}_{what}"
+
     def _gradients(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-        # Patterns are not insisted on: a layer that they name may be frozen at this step, as by toggle_optimizer.
-        gradients = gradient_matrices(model, None, self.conv, optimizer)
-        chosen = {name: gradient for name, gradient in gradients.items() if is_selected(name, self.layers)}
+        gradients = gradient_matrices(model, self.layers, self.conv, optimizer)
         # Which has no float64.
-        return {name: gradient.cpu() if gradient.device.type == "mps" else gradient for name, gradient in chosen.items()}
+        return {name: gradient.cpu() if gradient.device.type == "mps" else gradient for name, gradient in gradients.items()}
 
     def _remember_weights(self, weights: list[TrainableWeight]) -> None:
         self._weights += weights
@@ -298,16 +307,16 @@ class GradientReadings:
         return {name: view for name, view in views.items() if name in weight.matrices}
 
     def _bounds_once(self, step: int) -> dict[Tag, Table]:
-        """What binds each gradient, told and logged with the first report."""
+        """What binds each gradient, and which weights have none, told and logged with the first report."""
         if self._told_bounds or not self._bounds:
             return {}
         self._told_bounds = True
-        rank_zero_info(f"Bounds of the gradients' ranks at step {step}:\n{BoundTable(self._bounds.values())}")
+        table = BoundTable([*self._bounds.values(), *self._without_gradient])
+        rank_zero_info(f"Bounds of the gradients' ranks at step {step}:\n{table}")
         rows = [
-            (row.layer, " x ".join(map(str, row.shape)), "-" if row.bound is None else row.bound, row.reason)
-            for row in self._bounds.values()
+            (row.layer, " x ".join(map(str, row.shape)), "-" if row.bound is None else row.bound, row.reason) for row in table
         ]
-        return {Tag(GROUP, "bounds", "table"): Table(("layer", "shape", "bound", "bound by"), rows)}
+        return {Tag(self.group, "bounds", "table"): Table(("layer", "shape", "bound", "bound by"), rows)}
 
 
 def _exact_rank(spectrum: Spectrum) -> Tensor:

@@ -21,6 +21,7 @@ from rank_callbacks.functional.lidar import (
     unpacked_view_moments,
     view_moments,
 )
+from rank_callbacks.matrices.channels import ChannelsLast
 from rank_callbacks.matrices.features import OutputHooks, feature_rows, first_tensor
 
 __all__ = ["BatchFacts", "LayerFeatures", "views_over_processes"]
@@ -44,6 +45,7 @@ class LayerFeatures:
     """Samples of what layers give out, from construction until ``close``.
 
     Args:
+        model: What they are in.
         layers: Modules by name.
         maps: ``"mean"``, ``"positions"`` or ``"flat"``: see ``feature_rows``.
         capacity: Rows to keep of each layer; None for ``default_samples``, times ``classes``.
@@ -56,6 +58,7 @@ class LayerFeatures:
 
     def __init__(
         self,
+        model: nn.Module,
         layers: Mapping[str, nn.Module],
         maps: str,
         capacity: int | None,
@@ -74,10 +77,13 @@ class LayerFeatures:
         self._batch: BatchFacts | None = None
         self._stopwatch = stopwatch
         self._rounds = rounds
+        self._layers = layers
+        self._channels_last = ChannelsLast(model)
         self._hooks = OutputHooks(layers, self._receive)
 
     def close(self) -> None:
         """Remove every hook, and let go of the rows: hooks and this know each other, and would wait for the collector."""
+        self._channels_last.close()
         self._hooks.close()
         self.clear()
 
@@ -107,7 +113,7 @@ class LayerFeatures:
             if features is None or not features.is_floating_point() or features.dim() == 0:
                 self.samples[name].refuse(f"it gives {_kind(features, output)}")
             else:
-                self._add(name, features.detach(), self._batch)
+                self._add(name, self._channels_last(self._layers[name], features.detach()), self._batch)
 
     def _add(self, name: str, features: Tensor, batch: BatchFacts) -> None:
         rows, keep = _rows(features, self._maps, batch)

@@ -13,7 +13,7 @@ from rank_callbacks.writers import Report, leave_summaries, write_report
 
 __all__ = ["Monitor"]
 
-# Two monitors of one kind in a training differ in one of these.
+# A monitor that differs in one of these from that of a checkpoint starts anew.
 _TOLD_APART_BY = ("measures", "layers", "conv", "change", "num_classes", "group", "data")
 
 
@@ -28,10 +28,10 @@ class Monitor(Callback):
         part: Of the monitor's share that what each report must do may take.
 
     Raises:
-        ValueError: If an argument is not one of these.
+        ValueError: If an argument is not one of these; and when fitting starts if another monitor has the same ``group``.
     """
 
-    _name: str  # under which it logs
+    group: str  # first part of its tags
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Monitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Name of this monitor's state in checkpoints: two monitors need different layers, measures or groups."""
+        """Name of this monitor's state in checkpoints, which one of another group, other layers or measures does not take."""
         settings = {name: getattr(self, name) for name in _TOLD_APART_BY if hasattr(self, name)}
         return self._generate_state_key(**{name: _said(one) for name, one in settings.items()})
 
@@ -64,6 +64,14 @@ class Monitor(Callback):
         """Forget an earlier fit when another starts."""
         if stage == "fit":
             self.cadence.forget()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse two monitors that would log the same tags."""
+        callbacks: list[object] = getattr(trainer, "callbacks", [])
+        alike = [type(one).__name__ for one in callbacks if isinstance(one, Monitor) and one.group == self.group]
+        if len(alike) > 1:
+            kinds = " and ".join(alike)
+            raise ValueError(f"Expected each monitor to have a group= of its own, got {self.group!r} of {kinds}.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -92,7 +100,7 @@ class Monitor(Callback):
         if report is None:
             return
         with self._stopwatch:
-            cost = self.cadence.cost(self._name, report.step) | self._background.cost(self._name)
+            cost = self.cadence.cost(self.group, report.step) | self._background.cost(self.group)
             write_report(trainer, report._replace(scalars={**report.scalars, **cost}))
 
 

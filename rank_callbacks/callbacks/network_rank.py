@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from rank_callbacks.callbacks.batch_labels import Labels, classes_of
+from rank_callbacks.callbacks.classifier import tell_classifier
 from rank_callbacks.callbacks.classifier_inputs import ClassifierInputs
 from rank_callbacks.callbacks.feature_monitor import FeatureMonitor
 from rank_callbacks.callbacks.feature_sample import over_processes
@@ -25,10 +27,11 @@ from rank_callbacks.callbacks.network_readings import (
     probe_readings,
     readings_of_classes,
 )
-from rank_callbacks.callbacks.probe import undisturbed
+from rank_callbacks.callbacks.probe import check_forward, undisturbed
 from rank_callbacks.callbacks.readings import shows_layers, tagged
 from rank_callbacks.callbacks.sharing import check_not_sharded
 from rank_callbacks.callbacks.unseen import why_unseen
+from rank_callbacks.callbacks.validation import costs_training
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.functional.evaluation import check_inputs
 from rank_callbacks.functional.independence_deficit import DeficitTable
@@ -72,7 +75,8 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
 
     **NaN.** Where features or Jacobians are not finite, and at all layers if a measure fails, for want of memory or because an
     operation of the network has no derivative in ``torch.func``: with one warning. Training goes on. A class with fewer than
-    two samples has no deficit, which makes the mean over classes NaN.
+    two samples has no deficit, which makes the mean over classes NaN. What is wrong with the first batch of validation is
+    refused in the sanity check; after it, and with any other batch, there is a warning and no reading.
 
     **Cost.** A probe input takes d forward passes in float64, d being the numbers in an input, and a singular value
     decomposition of each layer's D x d Jacobian; with k probes 2k and some 40 passes; ``copies`` passes for the perturbed PCA
@@ -91,17 +95,19 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
         probes: Of each Jacobian. None for whole Jacobians of inputs of up to 1,024 numbers, and 128 beyond.
         copies: Of each probe input, for ``perturbed_pca_dimension``; 5,000 in the paper.
         num_classes: K, for measures of the classifier.
-        classifier: Name of the linear layer that gives the logits; None for the last with ``num_classes`` outputs.
+        classifier: Name of the linear layer that gives the logits; None for the last with ``num_classes`` outputs that is
+            trained, or the last at all; Lightning's log names it where several fit.
         labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
         ignore_index: A label that means none.
         group: First part of the tags.
-        scalars: ``"auto"`` logs a scalar a layer or class for up to 50 of them, ``"all"`` for any number.
+        scalars: ``"auto"`` logs a scalar a layer or class for up to 200 of them, ``"all"`` for any number.
 
     Raises:
         ImportError: If ``independence_deficit`` is asked for and scikit-learn is absent.
         ValueError: If an argument is not one of the above, a measure needs ``num_classes`` or the inputs are no floating
-            tensor; when fitting starts if a pattern matches nothing, the classifier is not found or the model is sharded; and
-            at a batch whose labels are missing or not from 0 to K−1.
+            tensor; when fitting starts if a pattern matches nothing, the classifier is not found, the module has no
+            ``forward`` or the model is sharded; and in the sanity check and ``trainer.validate`` at a batch without inputs of
+            floating type, or whose labels are missing or not from 0 to K−1.
 
     Reference:
         Rank diminishing in deep neural networks (Feng et al., 2022), https://arxiv.org/abs/2206.06072
@@ -109,6 +115,8 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
     Example:
         >>> monitor = NetworkRankMonitor(["jacobian_rank", "classification_dimension"], num_classes=10, every_n_epochs=5)
     """
+
+    _instead = ""
 
     def __init__(
         self,
@@ -140,6 +148,7 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
                 raise ValueError(f"Expected {name} to be a whole number from {least}, got {number}.")
         self.measures = list(measures)
         self._of_probe = [measure for measure in measures if measure not in OF_CLASSES]
+        self._of_classes = [measure for measure in measures if measure in OF_CLASSES]
         self.layers = layers
         self.every_n_epochs = every_n_epochs
         self.inputs = inputs
@@ -165,9 +174,33 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take probe inputs from the first batch, that of the sanity check if there is one: so they fail before training."""
-        if self._probe_inputs is None and self._of_probe:
-            self._probe_inputs = self._share_of_inputs(trainer, batch)
+        with self._left_out(trainer):
+            if self._probe_inputs is None and self._of_probe and batch_idx == dataloader_idx == 0:
+                self._probe_inputs = self._share_of_inputs(trainer, batch)
         super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take what the batch left."""
+        with self._left_out(trainer):
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    @contextmanager
+    def _left_out(self, trainer: Trainer) -> Generator[None]:
+        """Warn of what is refused, rather than end a training that has been paid for."""
+        try:
+            yield
+        except ValueError as error:
+            if not costs_training(trainer):
+                raise
+            self._warn(str(error).removesuffix("."))
 
     def _start_anew(self) -> None:
         super()._start_anew()
@@ -181,10 +214,20 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
 
     def _check_model(self, pl_module: LightningModule) -> None:
         depth_layers(pl_module, self.layers)
-        self._classifier(pl_module)
+        if self._of_probe:
+            check_forward(pl_module)
+        if self._of_classes:
+            tell_classifier(pl_module, self.num_classes or 0, self.classifier, type(self).__name__)
+
+    def _check_batch(self, batch: object) -> None:
+        if self._of_classes:
+            self._classes(batch)
+
+    def _classes(self, batch: object) -> Tensor:
+        return classes_of(batch, self.labels, self.num_classes or 0, self.ignore_index)
 
     def _classifier(self, pl_module: LightningModule) -> nn.Linear | None:
-        if set(OF_CLASSES).isdisjoint(self.measures):
+        if not self._of_classes:
             return None
         return find_classifier(pl_module, self.num_classes or 0, self.classifier)
 
@@ -196,12 +239,13 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
 
     def _after_batch(self, hooks: ClassifierInputs, batch: object) -> None:
         if hooks.features is not None:
-            hooks.add(classes_of(batch, self.labels, self.num_classes or 0, self.ignore_index))
+            hooks.add(self._classes(batch))
 
     def _report(self, trainer: Trainer, hooks: ClassifierInputs) -> None:
         hooks.close()  # the probe runs through the classifier as well
         step, values = step_axis(trainer), self._probed(trainer)
-        scalars = tagged(self.group, values, shows_layers(self.scalars, max(map(len, values.values()), default=0)))
+        layers = max(map(len, values.values()), default=0)
+        scalars = tagged(self.group, values, shows_layers(self.scalars, layers, self.group, self._warned))
         tables: dict[Tag, Table] = {}
         if hooks.classifier is not None:
             rows = over_processes({PENULTIMATE: hooks.sample}, trainer)
@@ -232,8 +276,9 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
 
     def _probed(self, trainer: Trainer) -> dict[str, dict[str, Tensor]]:
         """Means over the probe inputs of all processes: by measure, then by layer."""
-        model, inputs = trainer.lightning_module, self._probe_inputs
-        if not self._of_probe or inputs is None:
+        model = trainer.lightning_module
+        inputs = torch.zeros(0) if self._probe_inputs is None else self._probe_inputs
+        if not self._of_probe:
             return {}
         layers = depth_layers(model, self.layers)
         found: dict[str, dict[str, Tensor]] = {}

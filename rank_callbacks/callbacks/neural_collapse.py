@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rank_callbacks import functional
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of, labels_of_rows, soft_if_one_hot
+from rank_callbacks.callbacks.classifier import tell_classifier
 from rank_callbacks.callbacks.collapse_readings import (
     DEFAULT_MEASURES,
     MEASURES,
@@ -46,7 +47,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
     """Measures how far features have collapsed to their class means, and the means to a simplex.
 
     **When.** ``data="train"``: a window of ordinary training batches ends at each scheduled step, and one with training where
-    no other is open: in training mode as they pass, while the weights move. ``"val"``: every run of validation, of the first
+    no other is open: in training mode as they pass, while the weights move. ``"val"``: runs of validation, of the first
     validation loader. A loader: at each scheduled step and the last, one pass over it in eval mode with fixed weights, and one
     more for NC4, as the papers do on training data.
 
@@ -94,14 +95,15 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         num_classes: K.
         layers: Modules whose outputs to measure as well, by name, glob pattern or a function of the name.
         every_n_steps: Steps between reports, a schedule: a function of the step, or ``"auto"``: as often as takes at most the
-            monitor's part of ``max_overhead``, see ``Cadence``. With ``data="val"`` every run of validation is reported but
-            with ``"auto"`` those alone that this allows, and the last of a training.
+            monitor's part of ``max_overhead``, see ``Cadence``. With ``data="val"`` reported are the first run of
+            validation after so many steps, each with a schedule, and the last of a training.
         window: Training steps before each report that are looked at; 8 by default, or ``every_n_steps`` where that
             is a smaller number.
         data: ``"train"``, ``"val"``, or a loader. Of its batches the first item goes into the module's ``forward``, or the
-            whole batch where it is not a tuple.
+            whole batch where it is not a tuple; of a dict, by name, what ``forward`` has arguments for.
         measures: Which of them; None for those of the table.
-        classifier: Name of the linear layer that gives the logits; None for the last with ``num_classes`` outputs.
+        classifier: Name of the linear layer that gives the logits; None for the last with ``num_classes`` outputs that is
+            trained, or the last at all; Lightning's log names it where several fit.
         maps: What to do with the positions of feature maps and with tokens: ``"mean"`` over them, ``"positions"`` as samples,
             or a fixed random ``"projection"`` of all: see ``feature_rows``. Labels of the tokens' own shape make each token a
             sample.
@@ -109,14 +111,14 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         ignore_index: A label that means none.
         minority: Classes of ``minority_collapse``; None for those with at most half the samples of the largest.
         group: First part of the tags: two monitors of one training, of training and of validation data, need two.
-        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        scalars: ``"auto"`` logs a scalar a layer for up to 200 layers, ``"all"`` for any number.
         max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If ``num_classes`` is below 2 or an argument is not one of the above; when fitting or validation starts if
-            the classifier is not found, a pattern matches nothing or the strategy is refused; and at a batch whose labels are
-            missing, do not fit or are not from 0 to K−1, or whose features have another width; and if two monitors of one
-            training have the same ``group``.
+            the classifier is not found, a pattern matches nothing, the strategy is refused, or ``data`` is a loader and the
+            module has no ``forward``; and at a batch whose labels are missing, do not fit or are not from 0 to K−1, or whose
+            features have another width; and if two monitors of one training have the same ``group``.
 
     Reference:
         Prevalence of neural collapse (Papyan, Han and Donoho, 2020), https://arxiv.org/abs/2008.08186
@@ -170,7 +172,8 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         self._mismatches = self._compared = 0.0
 
     def _check_model(self, pl_module: LightningModule) -> None:
-        self._parts(pl_module)
+        feature_layers(pl_module, self.layers)
+        tell_classifier(pl_module, self.num_classes, self.classifier, type(self).__name__)
 
     def _check_batch(self, batch: object) -> None:
         check_labels(labels_of(batch, self.labels), self.num_classes, self.ignore_index)
@@ -181,7 +184,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
     def _open(self, pl_module: LightningModule) -> FeatureCapture:
         layers, classifier = self._parts(pl_module)
         self._moments = {name: FeatureMoments(self.num_classes, self.ignore_index) for name in (*layers, PENULTIMATE)}
-        return FeatureCapture(layers, classifier)
+        return FeatureCapture(pl_module, layers, classifier)
 
     def _before_batch(self, hooks: FeatureCapture, batch: object) -> None:
         hooks.take()  # what validation within a window has left
@@ -258,7 +261,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
             values["nearest_center_mismatch"] = {PENULTIMATE: torch.tensor(mismatches / compared, dtype=torch.float64)}
         if PENULTIMATE in moments:
             self._centers = _centers(moments[PENULTIMATE])
-        scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments)))
+        scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments), self.group, self._warned))
         write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}))
 
     def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:

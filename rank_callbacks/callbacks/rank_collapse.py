@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -16,7 +17,7 @@ from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_o
 from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, bytes_held, over_processes
 from rank_callbacks.callbacks.lightning import last_step, loss_scale, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
-from rank_callbacks.callbacks.probe import check_loader, outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.probe import check_loader, logits_of, outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.readings import Spectrum, check_scalars, measured, shows_layers
 from rank_callbacks.callbacks.rounds import Rounds, allowance
 from rank_callbacks.callbacks.schedule import Windows
@@ -32,8 +33,15 @@ from rank_callbacks.functional import (
 )
 from rank_callbacks.functional.certificate import class_mean_alignments
 from rank_callbacks.functional.class_moments import check_classes
-from rank_callbacks.matrices.parameters import TrainableWeight, trainable_weights
+from rank_callbacks.matrices.parameters import (
+    WITHOUT_GRADIENT,
+    TrainableWeight,
+    computed_matrices,
+    names_of,
+    trainable_weights,
+)
 from rank_callbacks.matrices.passes import no_passes
+from rank_callbacks.matrices.selection import by_reason, in_short
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["RankCollapseMonitor"]
@@ -87,9 +95,12 @@ class RankCollapseMonitor(Monitor):
     layers and cells. A sample's label holds for all of its tokens and positions; labels of the tokens' own shape hold for
     tokens. With ignored labels ``certificate_loose`` reads NaN, and so it does where the gradient has another part as well, of
     a penalty say. A recurrent layer is run once more in each step of a window, so not one with dropout between its layers;
-    packed sequences and labels a token leave it without a reading.
+    packed sequences and labels a token leave it without a reading. Other layers, such as embeddings and heads tied to them,
+    transposed convolutions, and weights that are computed from parameters, as by ``weight_norm``, have none: Lightning's log
+    names them when fitting starts.
 
     **NaN.** A layer that saw a NaN or infinity in the window reads NaN. Classes that the window did not see are left out.
+    ``class_mean_alignment`` has no reading of a layer whose W or M is 0, which has no direction.
 
     **Cost.** In a window two passes over what a layer's inputs and output gradients hold, in float64; at a report one
     exact spectrum a matrix and some 10·m·n operations. In memory, while a window lasts, a gradient of each layer that has
@@ -109,17 +120,21 @@ class RankCollapseMonitor(Monitor):
             number. A longer window makes the residual, and with it the certificates, smaller.
         data: ``"train"`` for training batches as they pass; a loader for ``loss(model(inputs), labels)`` on a fixed set, which
             leaves parameters, buffers, gradients and random state as they were, and which every process goes through. Of its
-            batches the first item goes into the module's ``forward``, or the whole batch where it is not a tuple.
-        loss: Of the outputs and labels of a probe, the mean over a batch.
+            batches the first item goes into the module's ``forward``, or the whole batch where it is not a tuple; of a dict,
+            by name, what ``forward`` has arguments for.
+        loss: Of the outputs and labels of a probe, the mean over a batch; by default cross-entropy, of the ``logits`` among
+            the outputs if there are such.
         labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch.
         ignore_index: A label that means none.
-        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        group: First part of the tags: two monitors of one training, of other labels or data, need two.
+        scalars: ``"auto"`` logs a scalar a layer for up to 200 layers, ``"all"`` for any number.
         max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
 
     Raises:
         ValueError: If ``num_classes`` is below 2, a window does not fit between reports, an argument is not one of the above;
-            when fitting starts if a pattern matches nothing, no selected layer can be measured or the model is sharded; and
-            at a batch whose labels are missing, no integers, or not from 0 to K−1.
+            when fitting starts if a pattern matches nothing, no selected layer can be measured, the model is sharded or two
+            monitors of one training have the same ``group``; and at a batch whose labels are missing, no integers, or not
+            from 0 to K−1.
 
     Reference:
         Provable emergence of deep neural collapse and low-rank bias (Zangrando et al., 2026), https://arxiv.org/abs/2402.03991
@@ -138,6 +153,7 @@ class RankCollapseMonitor(Monitor):
         loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
         labels: str | Callable[[Any], Tensor] | None = None,
         ignore_index: int | None = None,
+        group: str = "rank_collapse",
         scalars: Literal["auto", "all"] = "auto",
         max_overhead: float = 0.01,
     ) -> None:
@@ -155,6 +171,7 @@ class RankCollapseMonitor(Monitor):
         self.loss = loss
         self.labels: Labels = labels
         self.ignore_index = ignore_index
+        self.group = group
         self.scalars = scalars
         self._window: CollapseWindow | None = None
         self._checked = False
@@ -166,9 +183,13 @@ class RankCollapseMonitor(Monitor):
         self._start_anew()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be measured before any training is paid for."""
+        """Refuse what cannot be measured before any training is paid for, and say what is left out of the rest."""
+        super().on_fit_start(trainer, pl_module)
         check_not_sharded(trainer)
         self._weights(pl_module)
+        left_out = self._left_out(pl_module)
+        if left_out:
+            rank_zero_info(f"RankCollapseMonitor cannot read all weights. {left_out}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and learn when training ends."""
@@ -253,9 +274,19 @@ class RankCollapseMonitor(Monitor):
         weights = trainable_weights(pl_module, self.layers)
         seen = [weight for weight in weights if no_passes(weight) is None]
         if not seen:
-            reasons = " ".join(f"{weight.path}: {no_passes(weight)}." for weight in weights)
+            reasons = self._left_out(pl_module)
             raise ValueError(f"Expected a layer of which it can be seen what passes through, got none. {reasons}")
         return seen
+
+    def _left_out(self, pl_module: LightningModule) -> str:
+        """Which weights have no reading, and why; nothing where all have."""
+        reasons = {
+            " = ".join(names_of(pl_module, weight.parameter)): reason
+            for weight in trainable_weights(pl_module, self.layers)
+            if (reason := no_passes(weight)) is not None
+        }
+        reasons |= dict.fromkeys(computed_matrices(pl_module, self.layers), WITHOUT_GRADIENT)
+        return " ".join(f"{in_short(names)}: {reason}." for reason, names in by_reason(reasons).items())
 
     def _new_window(self, pl_module: LightningModule) -> CollapseWindow:
         self._measurable, summed = self._due(pl_module)
@@ -282,7 +313,8 @@ class RankCollapseMonitor(Monitor):
         else:
             matrices, samples = over_processes(local, window.samples, self.num_classes, trainer)
             processes = trainer.world_size
-        self._warn_of_unseen(window, local.keys() - matrices.keys(), why_unseen(trainer.lightning_module))
+        paths = {name: weight.path for weight in weights for name in weight.matrices if name not in matrices}
+        self._warn_of_unseen(window, paths, why_unseen(trainer.lightning_module))
         decays = {name: decay_of(weight.parameter, optimizers) for weight in weights for name in weight.matrices}
         weights_now = {name: matrix.weight for name, matrix in matrices.items()}
         del local  # gradients go before spectra come
@@ -310,12 +342,10 @@ class RankCollapseMonitor(Monitor):
         ratios = {name: (before / _norm(weight)).cpu() for name, (weight, before) in self._norms.items()}
         self._values["norm_ratio"] = ratios
 
-    def _warn_of_unseen(self, window: CollapseWindow, names: Iterable[str], unseen: str) -> None:
-        for name in sorted(set(names) - self._warned):
+    def _warn_of_unseen(self, window: CollapseWindow, paths: Mapping[str, str], unseen: str) -> None:
+        for name in sorted(paths.keys() - self._warned):
             self._warned.add(name)
-            reasons = [reason for path, reason in window.unlabelled.items() if name.startswith(path)]
-            unfit = [f"labels do not fit what passed: {reason}" for reason in reasons]
-            why = unfit[0] if unfit else f"no labelled sample passed through it{unseen}"
+            why = window.why_nothing(paths[name]) or f"no labelled sample passed through it{unseen}"
             warnings.warn(f"{name} has no reading: {why}.", stacklevel=2)
 
     def _warn_of_nan(self, step: int) -> None:
@@ -327,8 +357,9 @@ class RankCollapseMonitor(Monitor):
     def _report(self, trainer: Trainer, step: int) -> None:
         layers = len(self._values.get("distance_to_rank_k", {})) + len(self._rounds.waiting)
         self._rounds.end(step)
-        scalars = self._rounds.tagged("rank_collapse", self._values, shows_layers(self.scalars, layers), step)
-        write_report(trainer, Report(step, scalars | self.cadence.cost("rank_collapse", step), {}))
+        shown = shows_layers(self.scalars, layers, self.group, self._warned)
+        scalars = self._rounds.tagged(self.group, self._values, shown, step)
+        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}))
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, window: CollapseWindow, loader: Iterable[Any]) -> None:
         parameters = [weight.parameter for weight in self._measurable]
@@ -337,7 +368,8 @@ class RankCollapseMonitor(Monitor):
                 labels = labels_of(batch, self.labels)
                 samples = window.begin_batch(labels)
                 with trainer.precision_plugin.forward_context():
-                    loss = self.loss(outputs_of(pl_module, batch), labels) * samples
+                    outputs = outputs_of(pl_module, batch)
+                    loss = self.loss(logits_of(outputs) if self.loss is cross_entropy else outputs, labels) * samples
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 pairs = zip(self._measurable, gradients, strict=True)
                 window.add_gradients([(weight, part) for weight, part in pairs if part is not None], steps=samples)
@@ -353,7 +385,7 @@ def _has_certificates(decay: Decay | None) -> bool:
 
 def _norm(matrix: Tensor) -> Tensor:
     """‖W‖_F in float64, a few rows at a time: a copy of all would take twice the memory of W."""
-    rows = max(1, _NUMBERS_AT_ONCE // matrix.shape[1])
+    rows = max(1, _NUMBERS_AT_ONCE // max(1, matrix.shape[1]))
     return torch.stack([torch.linalg.matrix_norm(part.double()) for part in matrix.split(rows)]).norm()
 
 
@@ -369,9 +401,10 @@ def _readings(
         "tcv_ratio_input": cluster_variation_ratio(inputs),
         # As if the loss were a mean over the samples of the window.
         "tcv_adjoint": total_cluster_variation(deltas) * (samples / steps) ** 2,
-        "class_mean_alignment": alignment,
         "alignment_bound": bound,
     }
+    if not (alignment.isnan() and bound.isfinite()):  # W or M is 0
+        readings["class_mean_alignment"] = alignment
     if decay is None:
         return readings
     readings["weight_decay"] = decay.weight_decay

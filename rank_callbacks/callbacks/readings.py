@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from rank_callbacks import functional
@@ -36,8 +37,10 @@ SUMMARIES: dict[str, Callable[[Tensor], Tensor]] = {
     "min_over_layers": torch.amin,
     "max_over_layers": torch.amax,
 }
-# Beyond it a chart a layer and measure buries the charts that matter.
-_MOST_LAYERS_SHOWN = 50
+# Beyond it layers are not told apart in a chart as wide as a page, and the reports of all monitors take 0.3 MB each time.
+_MOST_LAYERS_SHOWN = 200
+# No layer has such a name.
+_LEFT_OUT = "layers left out"
 # Elsewhere the function has the measure's name.
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "distance_to_rank": partial(functional.distance_to_rank, relative=False),
@@ -117,9 +120,27 @@ def check_scalars(scalars: str) -> None:
         raise ValueError(f"Expected scalars to be 'auto' or 'all', got {scalars!r}.")
 
 
-def shows_layers(scalars: str, layers: int) -> bool:
-    """Whether a scalar a layer is logged: with ``"all"`` always, with ``"auto"`` for up to 50 layers."""
-    return scalars == "all" or layers <= _MOST_LAYERS_SHOWN
+def shows_layers(scalars: str, layers: int, group: str = "", told: set[str] | None = None) -> bool:
+    """Whether a scalar a layer is logged: with ``"all"`` always, with ``"auto"`` for up to 200 layers.
+
+    Of 200 layers a report with default measures has 600 scalars of weights, 1,600 of gradients, 700 of features and 3,000 of
+    rank collapse. In TensorBoard's file they take 30, 80, 30 and 164 kB, and 6, 17, 7 and 32 ms of a core to write; spectra
+    of 200 matrices 64 wide, which are written for any number of layers, take 75 kB.
+
+    Args:
+        scalars: ``"auto"`` or ``"all"``.
+        layers: How many there are.
+        group: First part of the tags, for the line that says so where they are left out.
+        told: What the monitor has said in this fit: it says so once, and adds it. None for no line.
+    """
+    shown = scalars == "all" or layers <= _MOST_LAYERS_SHOWN
+    if not shown and told is not None and _LEFT_OUT not in told:
+        told.add(_LEFT_OUT)
+        rank_zero_info(
+            f"{group} has {layers} layers, of which it logs the mean, minimum and maximum alone: a monitor with "
+            'scalars="all" logs each.'
+        )
+    return shown
 
 
 def spectra_by_tag(group: str, spectra: Mapping[str, Spectrum], measure: str = "spectrum") -> dict[Tag, MatrixSpectrum]:

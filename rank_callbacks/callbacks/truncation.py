@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from rank_callbacks.callbacks.batch_labels import Labels, labels_of
 from rank_callbacks.callbacks.lightning import Callback, step_axis
-from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
+from rank_callbacks.callbacks.probe import check_forward, logits_of, outputs_of, probe_batches, undisturbed
 from rank_callbacks.callbacks.sharing import check_not_sharded
+from rank_callbacks.callbacks.validation import costs_training, warn_without_validation
 from rank_callbacks.functional.truncation import check_truncation
-from rank_callbacks.matrices import weight_matrices
 from rank_callbacks.tags import Tag
-from rank_callbacks.truncation import truncate
+from rank_callbacks.truncation import check_truncatable, truncate
 from rank_callbacks.writers import Report, write_report
 
 __all__ = ["TruncationMonitor"]
@@ -48,7 +49,9 @@ class TruncationMonitor(Callback):
                                                        is fewer, over those that they have
     =================================================  ==========================================================  =========
 
-    The accuracy of no sample is NaN. Weights come back bit for bit: training is as without the monitor.
+    The accuracy of no sample is NaN, and so is one that cannot be found, with one warning: what is wrong with the first batch
+    of validation is refused in the sanity check, but later no training ends of it. Weights come back bit for bit: training is
+    as without the monitor.
 
     **Cost.** For each tolerance a pass over the first validation loader, and a spectrum and a singular value decomposition of
     every matrix; one further pass; a copy of the weights.
@@ -62,13 +65,15 @@ class TruncationMonitor(Callback):
         layers: Which matrices to truncate, of those that are not computed from others: see ``rank_callbacks.truncation``.
         conv: How a convolution kernel is a matrix: ``"filters"`` or ``"slices"``.
         labels: Where a batch has its labels: None for the second item, the key of a dict, or a function of the batch. The
-            module's ``forward`` gets the first item, or the whole batch where it is not a tuple or list, and gives logits of
-            shape ``(samples, classes, ...)``.
+            module's ``forward`` gets the first item, or the whole batch where it is not a tuple or list; of a dict, by name,
+            what it has arguments for. It gives logits of shape ``(samples, classes, ...)``, as they are or as ``logits`` of
+            its output.
 
     Raises:
         ValueError: If a tolerance is negative or there is none, or ``every_n_epochs`` is below 1; when fitting starts if a
-            pattern matches nothing or the model is sharded; and at the end of validation if a chosen weight cannot be
-            written or labels are missing or do not fit the logits.
+            pattern matches nothing, a chosen weight cannot be written, the module has no ``forward`` or the model is sharded;
+            and in the sanity check and ``trainer.validate`` if a batch cannot go through ``forward``, or labels are missing or
+            do not fit the logits.
 
     Example:
         >>> monitor = TruncationMonitor(rtols=[0.3, 0.1, 0.03], every_n_epochs=5)
@@ -94,11 +99,24 @@ class TruncationMonitor(Callback):
         self.layers = layers
         self.conv = conv
         self.labels: Labels = labels
+        self._has_warned = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be truncated before any training is paid for."""
+        self._has_warned = False
         check_not_sharded(trainer)
-        weight_matrices(pl_module, self.layers, self.conv)
+        check_truncatable(pl_module, self.layers, self.conv)
+        check_forward(pl_module)
+        warn_without_validation(trainer, type(self).__name__)
+
+    @torch.no_grad()
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse the first batch of the sanity check if samples cannot be counted in it."""
+        if trainer.sanity_checking and batch_idx == dataloader_idx == 0:
+            with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+                self._hits(pl_module, batch)
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,13 +135,31 @@ class TruncationMonitor(Callback):
         return readings
 
     def _accuracy(self, trainer: Trainer, model: LightningModule) -> float:
-        counts = torch.zeros(2, dtype=torch.float64 if model.device.type != "mps" else torch.float32, device=model.device)
-        with trainer.precision_plugin.forward_context():
-            for batch in probe_batches(trainer, _validation_batches(trainer)):
-                hits = _hits(outputs_of(model, batch), labels_of(batch, self.labels))
-                counts += torch.stack([hits.sum(), hits.new_tensor(hits.numel(), dtype=torch.int64)])
-        right, samples = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        right, samples = trainer.strategy.reduce(self._counts(trainer, model), reduce_op="sum").tolist()
         return right / samples if samples else math.nan
+
+    def _counts(self, trainer: Trainer, model: LightningModule) -> Tensor:
+        """Samples that this process classifies as their label, and all; NaN, for all processes, where it cannot."""
+        counts = torch.zeros(2, dtype=torch.float64 if model.device.type != "mps" else torch.float32, device=model.device)
+        try:
+            with trainer.precision_plugin.forward_context():
+                for batch in probe_batches(trainer, _validation_batches(trainer)):
+                    hits = self._hits(model, batch)
+                    counts += torch.stack([hits.sum(), hits.new_tensor(hits.numel(), dtype=torch.int64)])
+        except Exception as error:
+            if not costs_training(trainer):
+                raise
+            self._warn(f"{type(error).__name__}: {error}")
+            counts.fill_(math.nan)
+        return counts
+
+    def _hits(self, model: LightningModule, batch: object) -> Tensor:
+        return _hits(logits_of(outputs_of(model, batch)), labels_of(batch, self.labels))
+
+    def _warn(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"{_GROUP} reads NaN, for the network could not be evaluated. {reason}", stacklevel=2)
 
 
 def _is_last(trainer: Trainer) -> bool:

@@ -32,7 +32,7 @@ class WeightRankMonitor(Monitor):
     ========================================  ==============================================  ==========================
     tag                                       what                                            unit and range
     ========================================  ==============================================  ==========================
-    ``weight_rank/<measure>/<layer>``         the measure of one matrix; for more than 50     see ``docs/measures.md``
+    ``weight_rank/<measure>/<layer>``         the measure of one matrix; for more than 200    see ``docs/measures.md``
                                               layers only with ``scalars="all"``
     ``.../mean_over_layers``, ``min_...``,    over all selected matrices; NaN if one is
     ``max_...``
@@ -86,19 +86,20 @@ class WeightRankMonitor(Monitor):
         conv: How a convolution kernel is a matrix: ``"filters"`` (C_out x C_in·k), ``"slices"`` (a block for each place in
             the kernel) or ``"circular_32x32"`` (the map on images of that size with periodic borders).
         change: Whether to measure W − W₀ as well: what training has added since the monitor first saw the weights.
-        scalars: ``"auto"`` logs a scalar a layer for up to 50 layers, ``"all"`` for any number.
+        group: First part of the tags: two monitors of one training, of other layers or another ``conv``, need two. That of
+            ``"circular"`` is followed by ``"circular_change"``.
+        scalars: ``"auto"`` logs a scalar a layer for up to 200 layers, ``"all"`` for any number.
         max_overhead: Share of the wall time for all monitors of a training that choose their cadence, in even parts.
         method: ``"auto"``, ``"exact"`` or ``"krylov"``.
 
     Raises:
         ValueError: If a measure is unknown, ``every_n_steps`` is below 1, ``conv`` or ``scalars`` is not one of the above;
-            and when fitting starts if a pattern matches nothing, the model has no matrix, or the strategy is refused.
+            and when fitting starts if a pattern matches nothing, the model has no matrix, the strategy is refused, or two
+            monitors of one training have the same ``group``.
 
     Example:
         >>> monitor = WeightRankMonitor(measures=["effective_rank", "energy_rank_0.9"], layers="encoder*", every_n_steps=50)
     """
-
-    _name = "weight_rank"
 
     def __init__(
         self,
@@ -107,14 +108,15 @@ class WeightRankMonitor(Monitor):
         every_n_steps: int | Callable[[int], bool] | Literal["auto"] = "auto",
         conv: str = "filters",
         change: bool = False,
+        group: str = "weight_rank",
         scalars: Literal["auto", "all"] = "auto",
         max_overhead: float = 0.01,
         method: Literal["auto", "exact", "krylov"] = "auto",
     ) -> None:
         super().__init__(every_n_steps, max_overhead, part=0.5 if method == "auto" else 1.0)
         self.measures, self.layers, self.conv, self.change = list(measures), layers, conv, change
-        self.scalars, self.method = scalars, method
-        self._weights = WeightReadings(measures, layers, conv, change, scalars, method)
+        self.group, self.scalars, self.method = group, scalars, method
+        self._weights = WeightReadings(measures, layers, conv, change, scalars, method, group)
         self._last_step: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,6 +139,7 @@ class WeightRankMonitor(Monitor):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured before any training is paid for."""
+        super().on_fit_start(trainer, pl_module)
         check_shards(trainer)
         self._weights.matrices(pl_module)
 

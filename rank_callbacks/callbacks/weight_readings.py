@@ -40,7 +40,6 @@ __all__ = ["Method", "WeightReadings"]
 
 Method = Literal["auto", "exact", "krylov"]
 _METHODS = ("auto", "exact", "krylov")
-GROUP, CHANGE_GROUP = "weight_rank", "weight_change_rank"
 # Seconds of whole spectra that nobody notices: before the first step, and of a layer at any.
 _AT_START, _CHEAP = 0.25, 2e-3
 
@@ -69,6 +68,7 @@ class WeightReadings:
         change: Whether to read W − W₀ as well.
         scalars: ``"auto"`` or ``"all"``.
         method: ``"exact"``, ``"krylov"`` or ``"auto"``.
+        group: First part of the tags.
 
     Raises:
         ValueError: If an argument is not one of these, or a measure has no leading reading and ``method`` is ``"krylov"``.
@@ -82,6 +82,7 @@ class WeightReadings:
         change: bool,
         scalars: str,
         method: Method,
+        group: str = "weight_rank",
     ) -> None:
         for measure in measures:
             find_measure(measure)
@@ -95,6 +96,8 @@ class WeightReadings:
             raise ValueError(f"method='krylov' cannot read {what}. It reads {', '.join(sorted(WITHOUT_SPECTRUM))}.")
         self.measures, self.layers, self.conv = list(measures), layers, conv
         self.change, self.scalars, self.method = change, scalars, method
+        self.group = group
+        self.change_group = group.replace("weight", "weight_change") if "weight" in group else f"{group}_change"
         self._cheap = cheap
         self.restart()
 
@@ -130,11 +133,11 @@ class WeightReadings:
         for measure, of_layers in leading.values.items():
             values[measure].update(of_layers)
         warn_of_nan([*unreadable(spectra), *leading.unreadable], step, self._warned)
-        scalars, arrays = self._tagged(GROUP, values, list(matrices)), spectra_by_tag(GROUP, spectra)
+        scalars, arrays = self._tagged(self.group, values, list(matrices)), spectra_by_tag(self.group, spectra)
         if self.change:
             changes = self._changes(matrices, spectra)
-            scalars |= self._tagged(CHANGE_GROUP, measured(changes, self.measures), _changeable(matrices))
-            arrays |= spectra_by_tag(CHANGE_GROUP, changes)
+            scalars |= self._tagged(self.change_group, measured(changes, self.measures), _changeable(matrices))
+            arrays |= spectra_by_tag(self.change_group, changes)
         return WeightReport(scalars | self._marks(seconds, rest, step), arrays, self._turns_took if rest else 0.0)
 
     def _whole(self, matrices: Mapping[str, Tensor], seconds: float | None) -> list[str]:
@@ -176,7 +179,7 @@ class WeightReadings:
             latest[measure].update(of_layers)
         complete = {measure: of_layers for measure, of_layers in latest.items() if of_layers.keys() >= set(layers)}
         scalars = tagged(group, complete, per_layer=False)
-        if shows_layers(self.scalars, len(layers)):
+        if shows_layers(self.scalars, len(layers), group, self._warned):
             scalars |= {
                 Tag(group, measure, name): float(of_layers[name])
                 for measure, of_layers in values.items()
@@ -190,9 +193,9 @@ class WeightReadings:
         if self.method == "exact" or (self.method == "auto" and seconds is None):
             return {}
         approximate = sum(map(is_worth_it, rest.values())) if self._cheap else 0
-        marks = {Tag("monitor", "approximate_layers", GROUP): float(approximate)}
+        marks = {Tag("monitor", "approximate_layers", self.group): float(approximate)}
         if self.method == "auto":
-            marks[Tag("monitor", "spectrum_age", GROUP)] = float(self._turns.age(rest, step))
+            marks[Tag("monitor", "spectrum_age", self.group)] = float(self._turns.age(rest, step))
         return marks
 
 

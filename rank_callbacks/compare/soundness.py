@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from rank_callbacks.compare.final import last_readings
-from rank_callbacks.compare.run import Run
+from rank_callbacks.compare.run import Hyperparameters, Run
 from rank_callbacks.figures.selection import OVER_LAYERS
+from rank_callbacks.logged_names import natural_order
 from rank_callbacks.tags import Tag
 
 __all__ = ["problems", "sound"]
@@ -20,14 +21,16 @@ _NEEDED = ("weight_rank", "effective_rank")
 # Times differ between two logs of the same training, or two trainings with the same seed.
 _TIMES = "monitor"
 _MOST_NAMES = 3
+# One of them is what runs are to be compared by.
+_MOST_SETTINGS = 20
 
 
 def problems(runs: Sequence[Run], x: str = "weight_decay") -> dict[str, list[str]]:
     """What is wrong with each run, in words, by its name: its own notes, and what only the others show.
 
     A run without a finite ``x``, without readings, with other layers than most, or with a NaN or infinity among its last
-    effective ranks has a problem of its own; so has one with the settings and the last readings of another, to the bit: the
-    same training again, which would count twice. A run that has none has an empty list.
+    effective ranks has a problem of its own; so has one with the last readings of another, to the bit, and its settings as far
+    as both have logged them: the same training again, which would count twice. A run that has none has an empty list.
 
     Args:
         runs: To be compared.
@@ -66,7 +69,8 @@ def _layers(last: Mapping[Tag, float]) -> frozenset[str]:
 
 def _setting(run: Run, x: str) -> Iterator[str]:
     if x not in run.hyperparameters:
-        yield f"no hyperparameter {x}"
+        known = sorted(run.hyperparameters, key=natural_order)
+        yield f"no hyperparameter {x}" + (f", but {_some(known, _MOST_SETTINGS)}" if known else "")
     elif isinstance(value := run.hyperparameters[x], float) and not math.isfinite(value):
         yield f"the hyperparameter {x} is {value}"
 
@@ -83,14 +87,22 @@ def _readings(last: Mapping[Tag, float], layers: frozenset[str], most: frozenset
 
 def _again(runs: Sequence[Run], last: Mapping[str, Mapping[Tag, float]]) -> Iterator[tuple[str, str]]:
     """Each run that is another once more, and the name of that, the first."""
-    first: dict[object, str] = {}
+    first: defaultdict[object, list[Run]] = defaultdict(list)
     for run in runs:
         tags = sorted(tag for tag in last[run.name] if tag.group != _TIMES)
         values = np.array([last[run.name][tag] for tag in tags])
         # Not all loggers keep more than float32.
-        same = (frozenset(run.hyperparameters.items()), tuple(tags), values.astype(np.float32).tobytes())
-        if tags and (other := first.setdefault(same, run.name)) != run.name:
-            yield run.name, other
+        alike = first[tuple(tags), values.astype(np.float32).tobytes()]
+        other = next((one for one in alike if _same_settings(one.hyperparameters, run.hyperparameters)), None)
+        if other is None:
+            alike.append(run)
+        elif tags:
+            yield run.name, other.name
+
+
+def _same_settings(one: Hyperparameters, other: Hyperparameters) -> bool:
+    """As far as both are known: ``RankDashboard`` tells TensorBoard alone of a weight decay that the module does not name."""
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
 def _difference(layers: frozenset[str], most: frozenset[str]) -> str:
@@ -99,5 +111,5 @@ def _difference(layers: frozenset[str], most: frozenset[str]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+def _some(names: Sequence[str], most: int = _MOST_NAMES) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

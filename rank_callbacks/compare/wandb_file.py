@@ -37,7 +37,7 @@ def read_wandb_folder(folder: Path) -> Log:
         for path in sorted(folder.glob("run-*.wandb")):
             for field, content in (pair for record in _records(path) for pair in _fields(record)):
                 if field == _HISTORY:
-                    add_row(scalars, dict(_items(content, 1)))
+                    add_row(scalars, _row(content))
                 elif field in {_CONFIG, _RUN}:
                     _add_config(config, content if field == _CONFIG else dict(_fields(content)).get(4, b""))
                 elif field == _EXIT:
@@ -54,11 +54,18 @@ def _ending(exit_code: int | None) -> list[str]:
 
 
 def _add_config(config: dict[str, Any], content: bytes) -> None:
-    config.update({name: value for name, value in _items(content, 1) if name.split("/")[0] != "_wandb"})
+    config.update({"/".join(names): value for names, value in _items(content, 1) if names[0].split("/")[0] != "_wandb"})
 
 
-def _items(message: bytes, field: int) -> Iterator[tuple[str, Any]]:
-    """Names and values of a message's items: those of histories and of settings have the same form."""
+def _row(content: bytes) -> dict[str, Any]:
+    """A row of history without its tables, pictures and histograms, whose sizes are no readings: they tell their ``_type``."""
+    row = dict(_items(content, 1))
+    media = {names[:-1] for names in row if names[-1] == "_type"}
+    return {"/".join(names): value for names, value in row.items() if not any(names[: len(one)] == one for one in media)}
+
+
+def _items(message: bytes, field: int) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Names, from the outermost, and values of a message's items: those of histories and of settings have the same form."""
     for number, item in _fields(message):
         if number == field:
             parts = list(_fields(item))
@@ -67,7 +74,7 @@ def _items(message: bytes, field: int) -> Iterator[tuple[str, Any]]:
             ]
             values = [text for at, text in parts if at == _VALUE_JSON]
             if values:
-                yield "/".join(names), json.loads(values[0])
+                yield tuple(names), json.loads(values[0])
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

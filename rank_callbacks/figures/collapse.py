@@ -24,6 +24,8 @@ _BOUNDS = {
 }
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagram")
 _MOST_REPORTS = 20
+# Of more layers than these in a run, marks are small and lines faint.
+_MOST_LARGE = 60
 _THIN = {"color": GREY, "width": 1}
 # How far right of the largest value marks without weight decay stand.
 _BEYOND = 3.0
@@ -126,7 +128,7 @@ def _traces(marks: list[_Mark], layers: list[str], beyond: float, paths: bool) -
 
 
 def _points(marks: list[_Mark], colour: str, symbols: Mapping[str, str], beyond: float) -> dict[str, Any]:
-    look = {"symbol": [symbols[mark.layer] for mark in marks], "size": 12, "color": colour}
+    look = {"symbol": [symbols[mark.layer] for mark in marks], "size": 7 if _is_crowded(marks) else 12, "color": colour}
     return {
         "type": "scatter",
         "mode": "markers",
@@ -137,6 +139,16 @@ def _points(marks: list[_Mark], colour: str, symbols: Mapping[str, str], beyond:
         "y": [mark.distance or None for mark in marks],
         "marker": look | {"line": {"color": GREY, "width": 1}},
     }
+
+
+def _is_crowded(marks: Iterable[_Mark]) -> bool:
+    """Whether large marks would lie on one another."""
+    return len({mark.layer for mark in marks}) > _MOST_LARGE
+
+
+def _opacity(marks: Iterable[_Mark]) -> float:
+    """Of lines from one mark to another."""
+    return 0.25 if _is_crowded(marks) else 0.6
 
 
 def _hover(mark: _Mark) -> str:
@@ -152,11 +164,11 @@ def _bars(marks: list[_Mark], colour: str, beyond: float) -> Iterator[dict[str, 
     """A stem from each mark to its bounds, and the ticks of each kind of bound."""
     stems = [(_x(mark, beyond), y) for mark in marks for y in _stem(mark)]
     shared = {"type": "scatter", "legendgroup": f"{marks[0].weight_decay:g}", "showlegend": False, "hoverinfo": "skip"}
-    line = {"color": colour, "width": 1}
-    yield shared | {"mode": "lines", "x": [x for x, _ in stems], "y": [y for _, y in stems], "line": line, "opacity": 0.6}
+    line = {"line": {"color": colour, "width": 1}, "opacity": _opacity(marks)}
+    yield shared | {"mode": "lines", "x": [x for x, _ in stems], "y": [y for _, y in stems]} | line
     for name, (_, width, shown) in _BOUNDS.items():
         ends = [(_x(mark, beyond), mark.bounds.get(name)) for mark in marks]
-        tick = {"symbol": "line-ew", "size": 9, "line": {"width": width, "color": colour}}
+        tick = {"symbol": "line-ew", "size": 5 if _is_crowded(marks) else 9, "line": {"width": width, "color": colour}}
         visible = {} if shown else {"visible": "legendonly", "legendgroup": name}
         yield shared | {"mode": "markers", "x": [x for x, _ in ends], "y": [y for _, y in ends], "marker": tick} | visible
 
@@ -172,7 +184,7 @@ def _path(marks: list[_Mark], colour: str, beyond: float) -> dict[str, Any]:
     for layer in dict.fromkeys(mark.layer for mark in marks):
         way = thinned([mark for mark in marks if mark.layer == layer], _MOST_REPORTS)
         ends += [(_x(mark, beyond), mark.distance or None) for mark in way] + [(None, None)]
-    look = {"line": {"color": colour, "width": 1, "dash": "dot"}, "opacity": 0.6, "mode": "lines"}
+    look = {"line": {"color": colour, "width": 1, "dash": "dot"}, "opacity": _opacity(marks), "mode": "lines"}
     shared = {"type": "scatter", "legendgroup": f"{marks[0].weight_decay:g}", "showlegend": False, "hoverinfo": "skip"}
     return shared | look | {"x": [x for x, _ in ends], "y": [y for _, y in ends]}
 

@@ -9,7 +9,7 @@ from rank_callbacks.figures.approximation import Approximation, approximations, 
 from rank_callbacks.figures.explanation import hover_help
 from rank_callbacks.figures.held import Snapshot, report_steps, snapshots
 from rank_callbacks.figures.layers import in_order, layer_ticks
-from rank_callbacks.figures.looks import OLD, READ, Figure, axis, finite, layout, noted_title, plain, run_look, words
+from rank_callbacks.figures.looks import OLD, READ, Figure, axis, finite, layout, noted_title, plain, reach, run_look, words
 from rank_callbacks.figures.selection import found, layers_of
 from rank_callbacks.figures.thinning import thinned
 from rank_callbacks.rows import Row
@@ -125,20 +125,25 @@ def _line(place: int, run: str, layers: list[str], dated: bool, about: str) -> d
 def _layout(
     title: str, layers: list[str], frames: Mapping[int, list[dict[str, Any]]], runs: int, notes: Mapping[int, str]
 ) -> dict[str, Any]:
-    heights = [height for now in frames.values() for line in now for height in line["y"] if height is not None]
-    reach = [1.05 * min(0.0, min(heights, default=0.0)), 1.05 * max(heights, default=1.0)]
     steps = list(frames)
     return layout(
         title,
         notes.get(steps[-1], ""),
         xaxis=axis("layer, from input to output", range=[-0.5, len(layers) - 0.5], **layer_ticks(layers)),
-        # One range for all steps, or a fall could not be seen.
-        yaxis=axis(title, range=reach),
+        yaxis=_height_axis(title, frames.values()),
         showlegend=runs > 1,
         sliders=[_slider(steps, bool(notes))],
         updatemenus=[_buttons(bool(notes))],
         margin={"l": 70, "r": 30, "t": 148 if notes else 130, "b": 60},
     )
+
+
+def _height_axis(title: str, frames: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
+    """One range for all steps, or a fall could not be seen; not as far up as a layer that is far beyond the others."""
+    by_layer = list(zip(*(line["y"] for now in frames for line in now), strict=True))
+    lowest = min((height for layer in by_layer for height in layer if height is not None), default=0.0)
+    upward = reach(by_layer)
+    return axis(upward.told(title), range=[1.05 * min(0.0, lowest), 1.05 * upward.top])
 
 
 def _slider(steps: list[int], redraw: bool) -> dict[str, Any]:

@@ -17,7 +17,9 @@ _GROUP = "gradient_rank"
 # Of the bars of all runs together, where layers are 1 apart.
 _WIDTH = 0.75
 # White inside: seen on the bar of its own colour and on any page.
-_DIAMOND = {"symbol": "diamond", "size": 9, "color": "white"}
+_DIAMOND = {"symbol": "diamond", "color": "white"}
+# More bars than these are hidden by outlines and marks that are not thin.
+_MOST_OUTLINED = 60
 
 
 class _Layer(NamedTuple):
@@ -104,8 +106,9 @@ def _traces(
     bar = shared | {"type": "bar", "textposition": "none", "width": width, "offset": left}
     middles = {"x": [layer + left + width / 2 for layer in range(len(layers))]}
     one_run = runs == 1
-    bound = {"color": pale(colour), "line": {"color": colour, "width": 1}}
-    diamond = _DIAMOND | {"line": {"color": colour, "width": 2}}
+    thin = runs * len(layers) > _MOST_OUTLINED
+    bound = {"color": pale(colour), "line": {"color": colour, "width": 0 if thin else 1}}
+    diamond = _DIAMOND | {"size": 5 if thin else 9, "line": {"color": colour, "width": 1 if thin else 2}}
     dots = shared | {"type": "scatter", "mode": "markers", "marker": diamond, "showlegend": one_run} | middles
     name = "rank" if one_run else plain(run)
     return [

@@ -25,6 +25,8 @@ DEAD_HALF = 0.5
 DEAD_GROWTH = 0.1
 # The monitors are made to stay under 1 %; from 5 % on an epoch is longer by a part that a user notices.
 COSTLY_SHARE = 0.05
+# What makes a monitor report less often, where it is not the number of steps.
+_WAYS_OUT = {"network_rank": "raise every_n_epochs"}
 # Where samples are few, or the gradient has parts that the theorem does not know, NaN is their answer.
 _NAN_BY_DEFINITION = {"corrected_participation_ratio", "certificate_loose"}
 
@@ -179,5 +181,5 @@ def _costly(histories: Mapping[tuple[str, Tag], _History], cadences: Mapping[str
 def _way_out(dearest: str, chosen: Mapping[str, int]) -> str:
     """What to do about the dearest monitor: of one that has chosen for itself nobody has to raise the steps."""
     if dearest not in chosen:
-        return "raise every_n_steps"
+        return f"{_WAYS_OUT.get(dearest, 'raise every_n_steps')} of {dearest}"
     return f"{dearest} has chosen to report every {chosen[dearest]:,} steps, and its share falls as training goes on"

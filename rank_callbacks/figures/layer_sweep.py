@@ -11,14 +11,17 @@ from rank_callbacks.figures.explanation import hover_help
 from rank_callbacks.figures.held import Snapshot, last_snapshots
 from rank_callbacks.figures.interval import half_width
 from rank_callbacks.figures.layers import in_order, short_names
-from rank_callbacks.figures.looks import OLD, READ, Figure, axis, finite, layout, plain, run_look, words
-from rank_callbacks.figures.selection import Values, found
+from rank_callbacks.figures.looks import OLD, READ, Figure, axis, finite, layout, plain, ramp, reach, run_look, words
+from rank_callbacks.figures.selection import found
 from rank_callbacks.figures.settings_axis import SettingsAxis
 from rank_callbacks.rows import Row
 
 __all__ = ["layer_sweep"]
 
 _Value: TypeAlias = "float | str"
+
+# Lines that ``run_look`` tells apart.
+_MOST_APART = 28
 
 
 class _Point(NamedTuple):
@@ -43,7 +46,8 @@ def layer_sweep(
 
     Runs of the same setting are seeds: a mark is their mean, its bar the 95 % interval of the mean by Student's t. A single
     run has no bar. A mark is hollow where a run has reported since the layer was read. Settings that differ by more than a
-    factor of eight are on a log axis, 0 alone at its left edge.
+    factor of eight are on a log axis, 0 alone at its left edge. Of more than 28 layers lines are thin, from dark at the input
+    to light at the output.
 
     Args:
         rows: The long table.
@@ -70,11 +74,12 @@ def layer_sweep(
     along = SettingsAxis(settings[run] for run in last)
     about = hover_help(group, measure)
     lines = [
-        _line(place, layer, name, _points(layer, last, settings, along), about)
+        _line(_look(place, len(layers)), layer, name, _points(layer, last, settings, along), about)
         for place, (layer, name) in enumerate(zip(layers, short_names(layers), strict=True))
     ]
+    title = f"{words(measure).capitalize()} of each layer ({words(group)})"
     note = noted(approximations(rows, group), [now.seen(run) for run, now in last.items()], group, measure)
-    return {"data": lines, "layout": _layout(values, along, x, group, measure, note)}
+    return {"data": lines, "layout": _layout(lines, f"{title}, {len(values)} runs", note, along, x, measure)}
 
 
 def _points(
@@ -92,8 +97,13 @@ def _points(
     return points
 
 
-def _line(place: int, layer: str, name: str, points: Sequence[_Point | None], about: str) -> dict[str, Any]:
-    look, old = run_look(place), [bool(point and point.when) for point in points]
+def _look(place: int, many: int) -> dict[str, Any]:
+    """Of the line of the ``place``-th of ``many`` layers."""
+    return run_look(place) | {"width": 2} if many <= _MOST_APART else {"color": ramp(place, many), "width": 1}
+
+
+def _line(look: dict[str, Any], layer: str, name: str, points: Sequence[_Point | None], about: str) -> dict[str, Any]:
+    old = [bool(point and point.when) for point in points]
     hollow = {"symbol": [OLD if one else READ for one in old]} if any(old) else {}
     return {
         "type": "scatter",
@@ -104,8 +114,8 @@ def _line(place: int, layer: str, name: str, points: Sequence[_Point | None], ab
         "error_y": {"type": "data", "array": [point and point.half for point in points], "color": look["color"]},
         "text": [point and _hover(layer, point) + about for point in points],
         "hovertemplate": "%{text}<extra></extra>",
-        "line": look | {"width": 2},
-        "marker": {"size": 7} | hollow,
+        "line": look,
+        "marker": {"size": 3 + 2 * look["width"]} | hollow,
     }
 
 
@@ -114,6 +124,8 @@ def _hover(layer: str, point: _Point) -> str:
     return f"<b>{plain(layer)}</b>: {point.mean:.4g}{within}, {point.runs} run{'' if point.runs == 1 else 's'}{point.when}"
 
 
-def _layout(values: Values, along: SettingsAxis, x: str, group: str, measure: str, note: str) -> dict[str, Any]:
-    title = f"{words(measure).capitalize()} of each layer ({words(group)}), {len(values)} runs"
-    return layout(title, note, xaxis=along.drawn(words(x)), yaxis=axis(words(measure), rangemode="tozero"), showlegend=True)
+def _layout(lines: list[dict[str, Any]], title: str, note: str, along: SettingsAxis, x: str, measure: str) -> dict[str, Any]:
+    upward = reach(line["y"] for line in lines)
+    cut = {"range": [0, 1.05 * upward.top]} if upward.beyond else {}
+    heights = axis(upward.told(words(measure)), rangemode="tozero", **cut)
+    return layout(title, note, xaxis=along.drawn(words(x)), yaxis=heights, showlegend=True)

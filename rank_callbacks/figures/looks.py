@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from statistics import median
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = [
     "COLOURS",
@@ -13,6 +14,7 @@ __all__ = [
     "READ",
     "VIRIDIS",
     "Figure",
+    "Reach",
     "axis",
     "finite",
     "layout",
@@ -21,6 +23,7 @@ __all__ = [
     "pale",
     "plain",
     "ramp",
+    "reach",
     "run_look",
     "words",
 ]
@@ -37,6 +40,7 @@ _FAINT = "rgba(128, 128, 128, 0.25)"
 # Plotly's numbers of a full circle and of a hollow one: a reading of the report that is shown, and one of an earlier report.
 READ, OLD = 0, 100
 _FEW_DECADES = 3
+_FAR = 1000.0
 _NOTHING = "rgba(0, 0, 0, 0)"
 # Height of a line under the title.
 _NOTE = 18
@@ -106,6 +110,42 @@ def axis(title: str = "", **more: object) -> dict[str, Any]:
     """An axis that can be read on a light and on a dark page."""
     line = {"showline": True, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "gridcolor": _FAINT}
     return {"title": {"text": title}, "zeroline": False, "automargin": True, **line, **more}
+
+
+class Reach(NamedTuple):
+    """How far up an axis goes.
+
+    Args:
+        top: The largest value of a line that is not far beyond the others.
+        beyond: How many lines are.
+    """
+
+    top: float
+    beyond: int
+
+    def told(self, title: str) -> str:
+        """A title that says so."""
+        return f"{title}, {self.beyond} beyond the axis" if self.beyond else title
+
+
+def reach(lines: Iterable[Iterable[float | None]]) -> Reach:
+    """How far up an axis goes for the lines on it: not to one whose peak is a thousand times the median of their peaks.
+
+    So is the exponent of the power law of a layer as good as orthogonal, 10¹⁵ where others have 3: up to there an axis would
+    show nothing of them. A median below 1 counts as 1, for shares and distances are near 0 in most layers and rightly seen.
+
+    Args:
+        lines: The values of each line; None is passed over.
+
+    Example:
+        >>> reach([[2.0, 3.0], [4.0], [3.0, 2e15]]), reach([[2.0], [60.0], [1.0]]), reach([[1e-6], [1e-7], [0.5]])
+        (Reach(top=4.0, beyond=1), Reach(top=60.0, beyond=0), Reach(top=0.5, beyond=0))
+    """
+    drawn = [[value for value in line if value is not None] for line in lines]
+    peaks = [max(line) for line in drawn if line]
+    limit = _FAR * max(1.0, median(peaks or [1.0]))
+    near = [peak for peak in peaks if peak <= limit]
+    return Reach(max(near, default=1.0), len(peaks) - len(near))
 
 
 def log_axis(title: str, values: Iterable[float | None], **more: object) -> dict[str, Any]:

@@ -56,12 +56,15 @@ def found(rows: Sequence[Row], group: str, measure: str) -> Values:
 
 
 def nothing(rows: Sequence[Row], group: str, measure: str) -> ValueError:
-    """The error of a chart without readings."""
+    """The error of a chart without readings: with the measures, the argument or the callback that would make it one."""
     message = f"Expected readings with tags {group}/{measure}/<layer>, got none."
     others = sorted({tag.measure for _, _, tag, _ in rows if tag.group == group and tag.layer not in OVER_LAYERS})
     monitor = _MONITORS.get(group, f"a monitor with group={group!r}")
     if others:
         return ValueError(f"{message} The runs have these measures of {group}: {', '.join(others)}.")
+    if any(tag.group == group for _, _, tag, _ in rows):
+        alone = "The runs have the mean over layers alone, as of many layers"
+        return ValueError(f'{message} {alone}. Give {monitor} scalars="all".')
     return ValueError(f"{message} Add {monitor} to the trainer's callbacks.")
 
 

@@ -11,7 +11,7 @@ from rank_callbacks.figures.approximation import approximations, noted
 from rank_callbacks.figures.explanation import hover_help
 from rank_callbacks.figures.held import Snapshot, last_snapshots
 from rank_callbacks.figures.layers import in_order, short_names
-from rank_callbacks.figures.looks import COLOURS, GREY, OLD, READ, Figure, axis, finite, layout, plain, words
+from rank_callbacks.figures.looks import COLOURS, GREY, OLD, READ, Figure, axis, finite, layout, plain, reach, words
 from rank_callbacks.figures.selection import OVER_LAYERS, final, nothing, select
 from rank_callbacks.figures.settings_axis import SettingsAxis
 from rank_callbacks.rows import Row
@@ -100,8 +100,9 @@ def sweep(
     ranks = last_snapshots(rows, values, group, measure)
     note = noted(approximations(rows, group), [last.seen(run) for run, last in ranks.items()], group, measure)
     collapses = {run: last[nc1[2]] for run, of_run in select(rows, *nc1[:2]).items() if nc1[2] in (last := final(of_run))}
+    lines = _rank_lines(ranks, rows, group)
     panels = [
-        _Panel(f"{words(measure)} ({words(group)})", _rank_lines(ranks, rows, group), hover_help(group, measure), 0, "linear"),
+        _Panel(f"{words(measure)} ({words(group)})", lines, hover_help(group, measure), 0, "linear"),
         _Panel("accuracy", [_Line("accuracy", accuracies or {})], "", 1, "linear"),
         _Panel("NC1", [_Line(words(nc1[1]), collapses)], hover_help(*nc1[:2]), 2, "log"),
     ]
@@ -134,11 +135,19 @@ def _figure(x: str, settings: Mapping[str, _Value], panels: list[_Panel], note: 
         left = place * (width + _GAP)
         number = "" if place == 0 else str(place + 1)
         around[f"xaxis{number}"] = along.drawn(words(x)) | {"domain": [left, min(1.0, left + width)], "anchor": f"y{number}"}
-        mode = {"type": panel.scale, "rangemode": "tozero" if place == 0 else "normal"}
-        around[f"yaxis{number}"] = axis(anchor=f"x{number}", **mode)
-        over = {"text": f"<b>{panel.title}</b>", "x": left, "y": 1, "xref": "paper", "yref": "paper", "showarrow": False}
+        more = {"anchor": f"x{number}", "rangemode": "tozero" if place == 0 else "normal"}
+        title, around[f"yaxis{number}"] = _title_and_axis(panel, more)
+        over = {"text": f"<b>{title}</b>", "x": left, "y": 1, "xref": "paper", "yref": "paper", "showarrow": False}
         around["annotations"].append(over | {"xanchor": "left", "yanchor": "bottom"})
     return {"data": data, "layout": around}
+
+
+def _title_and_axis(panel: _Panel, more: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Upwards; if it is linear not as far as a line that is far beyond the others."""
+    upward = reach(map(finite, line.values.values()) for line in panel.lines)
+    if panel.scale == "log" or not upward.beyond:
+        return panel.title, axis(type=panel.scale, **more)
+    return upward.told(panel.title), axis(type=panel.scale, range=[0, 1.05 * upward.top], **more)
 
 
 def _traces(place: int, panel: _Panel, settings: Mapping[str, _Value], along: SettingsAxis) -> Iterator[dict[str, Any]]:

@@ -123,8 +123,7 @@ def class_mean_alignment(weight: Tensor, means: Tensor) -> Tensor:
         weight: W, shape ``(m, n)``.
         means: M, of ``class_mean_gradient``.
     """
-    product, *squares = _products(_row_parts(weight, means))
-    return -product / (squares[0] * squares[1]).sqrt()
+    return _alignments(weight, means)[0]
 
 
 def alignment_bound(weight: Tensor, means: Tensor) -> Tensor:
@@ -137,8 +136,7 @@ def alignment_bound(weight: Tensor, means: Tensor) -> Tensor:
         weight: W, shape ``(m, n)``.
         means: M, of ``class_mean_gradient``.
     """
-    product, _, square = _products(_row_parts(weight, means))
-    return _distance_to_multiple(_row_parts(weight, means), product, square)
+    return _alignments(weight, means)[1]
 
 
 def class_mean_alignments(weight: Tensor, inputs: ClassMoments, deltas: ClassMoments, steps: float) -> tuple[Tensor, Tensor]:
@@ -153,13 +151,27 @@ def class_mean_alignments(weight: Tensor, inputs: ClassMoments, deltas: ClassMom
     Raises:
         ValueError: As ``class_mean_gradient``.
     """
-    weighted = _mean_deltas(inputs, deltas, steps)
+    return _alignments(weight, _mean_deltas(inputs, deltas, steps), inputs.means)
+
+
+def _alignments(weight: Tensor, left: Tensor, right: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Both of W and M, which is ``left``, or ``left @ right`` of two: each in units in which squares do not vanish."""
+    unit, left_unit = _unit(weight), _unit(left)
+    factor = None if right is None else right / _unit(right)
 
     def parts() -> _Pairs:
-        return ((wide, some @ inputs.means) for wide, some in _row_parts(weight, weighted))
+        for wide, some in _row_parts(weight, left):
+            mean = some / left_unit
+            yield wide / unit, mean if factor is None else mean @ factor
 
     product, norm, square = _products(parts())
-    return -product / (norm * square).sqrt(), _distance_to_multiple(parts(), product, square)
+    return -product / ((norm * square).sqrt()), unit * _distance_to_multiple(parts(), product, square)
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    """The size of the largest entry; 1 for zeros."""
+    largest = torch.linalg.vector_norm(matrix.detach(), math.inf).double() if matrix.numel() else torch.zeros(())
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def _distance_to_multiple(parts: _Pairs, product: Tensor, square: Tensor) -> Tensor:
@@ -183,7 +195,7 @@ def _products(parts: _Pairs) -> Tensor:
 
 def _row_parts(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of all matrices, in float64, as many at once as stay in a core's cache."""
-    rows = max(1, _NUMBERS_AT_ONCE // matrices[0].shape[1])
+    rows = max(1, _NUMBERS_AT_ONCE // max(1, matrices[0].shape[1]))
     for parts in zip(*(matrix.detach().split(rows) for matrix in matrices), strict=True):
         yield tuple(part.double() for part in parts)
 

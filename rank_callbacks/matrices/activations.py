@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from rank_callbacks.matrices.layout import is_transposed_linear
 from rank_callbacks.matrices.parameters import plain_name
+from rank_callbacks.matrices.recomputation import is_recomputed
 from rank_callbacks.matrices.uncompiled import unless_compiled
 
 __all__ = ["LayerRows", "RowCapture", "has_known_bound"]
@@ -124,6 +125,8 @@ class RowCapture:
         kwargs: dict[str, Any],
         output: Any,  # ruff: ignore[any-type]
     ) -> None:
+        if is_recomputed():
+            return
         outputs = output if isinstance(output, tuple) else (output,)
         tensors = [tensor.data if isinstance(tensor, PackedSequence) else tensor for tensor in outputs]
         if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
@@ -143,7 +146,8 @@ class RowCapture:
             layer.sampled = True
         layer.inputs.append(_rows(inputs, chosen))
         if output is not None and output.requires_grad:
-            self._handles.append(output.register_hook(partial(_on_gradient, layer, len(layer.inputs) - 1, chosen)))
+            hook = partial(_on_gradient, layer, len(layer.inputs) - 1, chosen)
+            self._handles.append(output.register_hook(unserializable_hook(hook)))
 
 
 def _on_gradient(layer: LayerRows, call: int, chosen: Tensor | None, gradient: Tensor) -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rank_callbacks.matrices.channels import ChannelsLast
 from rank_callbacks.matrices.parameters import plain_name
+from rank_callbacks.matrices.recomputation import is_in_backward
 from rank_callbacks.matrices.selection import Layers, select
 from rank_callbacks.matrices.uncompiled import unless_compiled
 
@@ -19,6 +21,7 @@ __all__ = [
     "PENULTIMATE",
     "FeatureCapture",
     "OutputHooks",
+    "classifiers",
     "depth_layers",
     "feature_layers",
     "feature_rows",
@@ -35,6 +38,8 @@ _IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
 
 class OutputHooks:
     """Hooks that hand on what layers give out, from construction until ``close``.
+
+    What a backward pass computes once more, as with activation checkpointing, is not handed on.
 
     Args:
         layers: Modules by name.
@@ -54,21 +59,26 @@ class OutputHooks:
         self._handles.clear()
 
     def _on_output(self, name: str, module: nn.Module, args: object, output: Any) -> None:  # ruff: ignore[any-type]
-        self._receive(name, output)
+        if not is_in_backward():
+            self._receive(name, output)
 
 
 class FeatureCapture:
     """Hooks on layers and on the classifier, from construction until ``close``.
 
-    Of a layer that runs several times in a batch the last run counts.
+    Of a layer that runs several times in a batch the last run counts. Sequences have their channels last: see
+    ``ChannelsLast``.
 
     Args:
+        model: What they are in.
         layers: Modules by name; their outputs are features.
         classifier: The module whose input is the penultimate features.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], classifier: nn.Linear) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], classifier: nn.Linear) -> None:
         self.classifier = classifier
+        self._layers = layers
+        self._channels_last = ChannelsLast(model)
         self._features: dict[str, Tensor] = {}
         self._predictions: Tensor | None = None
         self._hooks = OutputHooks(layers, self._on_layer)
@@ -77,6 +87,7 @@ class FeatureCapture:
 
     def close(self) -> None:
         """Remove every hook."""
+        self._channels_last.close()
         self._hooks.close()
         self._classifier_hook.remove()
 
@@ -89,9 +100,12 @@ class FeatureCapture:
     def _on_layer(self, name: str, output: object) -> None:
         features = first_tensor(output)
         if features is not None:
+            features = self._channels_last(self._layers[name], features)
             self._features[name] = features.detach().clone()  # what follows may work in place
 
     def _on_classifier(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        if is_in_backward():
+            return
         self._features[PENULTIMATE] = (args[0] if args else kwargs["input"]).detach()
         self._predictions = output.detach().argmax(-1)
 
@@ -105,24 +119,46 @@ def first_tensor(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
+def classifiers(model: nn.Module, num_classes: int) -> dict[str, nn.Linear]:
+    """The linear layers with an output a class, by name: those that may be taken for the classifier, the likeliest last.
+
+    A layer that is not trained, such as that of a teacher, comes before those that are.
+    """
+    fitting = {name: layer for name, layer in _linear_layers(model).items() if layer.out_features == num_classes}
+    return dict(sorted(fitting.items(), key=lambda one: any(weight.requires_grad for weight in one[1].parameters())))
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    return {plain_name(path): module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
 def find_classifier(model: nn.Module, num_classes: int, name: str | None = None) -> nn.Linear:
-    """The linear layer that gives the logits: the one of this name, or the last one with an output a class.
+    """The linear layer that gives the logits: the one of this name, or the last one with an output a class that is trained.
 
     Raises:
         ValueError: If there is none, with the linear layers that there are.
     """
-    linear = {plain_name(path): module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    fitting = {path: module for path, module in linear.items() if module.out_features == num_classes}
+    fitting = classifiers(model, num_classes)
     if name is None and fitting:
         return next(reversed(fitting.values()))
     if name in fitting:
         return fitting[name]
     what = "a linear layer" if name is None else f"classifier={name!r} to be a linear layer"
-    sizes = ", ".join(f"{path} ({module.out_features})" for path, module in linear.items()) or "nothing"
+    sizes = {path: layer.out_features for path, layer in _linear_layers(model).items()}
     raise ValueError(
-        f"Expected {what} with num_classes={num_classes} outputs, got none. Linear layers and their outputs: {sizes}. "
-        "Name it by classifier='...'."
+        f"Expected {what} with num_classes={num_classes} outputs, got none. Linear layers and their outputs: "
+        f"{', '.join(f'{path} ({size})' for path, size in sizes.items()) or 'nothing'}. {_way_out(num_classes, sizes)}"
     )
+
+
+def _way_out(num_classes: int, sizes: Mapping[str, int]) -> str:
+    """What to do where the linear layers of these sizes are not the classifier that was asked for."""
+    fitting = [path for path, size in sizes.items() if size == num_classes]
+    if fitting:
+        return f"Choose classifier= from {', '.join(fitting)}."
+    if num_classes == 2 and 1 in sizes.values():
+        return "A single logit has one row of weights, where a classifier of two classes has a row for each: give it two."
+    return "Check num_classes=; what is no nn.Linear is not read."
 
 
 def feature_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
@@ -188,7 +224,8 @@ def feature_rows(features: Tensor, samples: int, maps: str) -> Tensor:
                         all C·sides numbers to 512                      numbers             features
     ==================  ==============================================  ==================  ============================
 
-    Maps are read channels first: ``(B, *sides, C)`` needs a module after which they are.
+    Maps are read channels first: ``(B, *sides, C)`` needs a module after which they are. Sequences are read channels last: see
+    ``ChannelsLast`` for ``(B, C, L)``.
 
     The projection is a Gaussian matrix over √512, always the same: squared distances keep their expectation.
 

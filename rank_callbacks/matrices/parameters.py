@@ -15,11 +15,21 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from rank_callbacks.matrices.layout import matrix_views
-from rank_callbacks.matrices.selection import Layers, select
+from rank_callbacks.matrices.selection import Layers, is_selected, select
 from rank_callbacks.matrices.sharded import is_sharded, stand_in, whole
 
-__all__ = ["TrainableWeight", "gradient_matrices", "plain_name", "trainable_weights", "weight_matrices"]
+__all__ = [
+    "WITHOUT_GRADIENT",
+    "TrainableWeight",
+    "computed_matrices",
+    "gradient_matrices",
+    "names_of",
+    "plain_name",
+    "trainable_weights",
+    "weight_matrices",
+]
 
+WITHOUT_GRADIENT = "computed from other parameters, as by weight_norm, and so without a gradient of its own"
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.)")
 _ADAPTER_A = re.compile(r"\blora_(embedding_|)A\b")
 
@@ -92,14 +102,15 @@ def gradient_matrices(
         model: Any module.
         layers: Which matrices: see ``select``.
         conv: How a convolution kernel is a matrix: see ``matrix_views``.
-        optimizer: Take its parameters alone.
+        optimizer: Take its parameters alone. Then nothing need be selected: all that ``layers`` means may be another's, and
+            frozen while this one steps.
 
     Returns:
         Shape ``(m, n)``, or ``(blocks, m, n)`` for a block-diagonal matrix; views where possible. Layers without a gradient
         are absent.
 
     Raises:
-        ValueError: If the model has no trainable matrix, or a pattern matches none.
+        ValueError: Without an optimizer, if the model has no trainable matrix, or a pattern matches none.
 
     Example:
         >>> layer = nn.Linear(2, 3)
@@ -109,13 +120,24 @@ def gradient_matrices(
     """
     owned = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     matrices: dict[str, Tensor] = {}
-    for path, module, parameter, chosen in _chosen_weights(model, layers, conv):
+    for path, module, parameter, chosen in _chosen_weights(model, layers, conv, insists=optimizer is None):
         gradient = parameter.grad if owned is None or id(parameter) in owned else None
         if gradient is not None:
             dense = gradient.coalesce().values() if gradient.is_sparse else gradient
             views = matrix_views(path, module, dense, conv) or {}
             matrices.update({name: view for name, view in views.items() if name in chosen})
     return matrices
+
+
+def names_of(model: nn.Module, parameter: nn.Parameter) -> list[str]:
+    """All names of a parameter, of which ``weight_matrices`` takes the first: a tied one has several.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> names_of(nn.Sequential(layer, nn.ReLU(), layer), layer.weight)
+        ['0.weight', '2.weight']
+    """
+    return [plain_name(name) for name, one in model.named_parameters(remove_duplicate=False) if one is parameter]
 
 
 class TrainableWeight(NamedTuple):
@@ -143,17 +165,34 @@ def trainable_weights(model: nn.Module, layers: Layers = None, conv: str = "filt
     return [_read(weight, conv) if is_sharded(weight.parameter) else weight for weight in _chosen_weights(model, layers, conv)]
 
 
-def _chosen_weights(model: nn.Module, layers: Layers, conv: str) -> list[TrainableWeight]:
+def computed_matrices(model: nn.Module, layers: Layers = None, conv: str = "filters") -> dict[str, Tensor]:
+    """The selected matrices of ``weight_matrices`` that are no parameters, but computed from others in each pass.
+
+    None of them is among ``trainable_weights``: ``WITHOUT_GRADIENT`` says why.
+    """
+    computed = [weight for weight in _weights(model) if not isinstance(weight.tensor, nn.Parameter)]
+    views = {
+        name: view
+        for path, module, tensor in computed
+        for name, view in (matrix_views(path, module, tensor.detach(), conv) or {}).items()
+    }
+    return {name: view for name, view in views.items() if is_selected(name, layers)}
+
+
+def _chosen_weights(model: nn.Module, layers: Layers, conv: str, insists: bool = True) -> list[TrainableWeight]:
     """The parameters that hold a selected matrix; the matrices of a sharded one without their numbers."""
     weights = []
     left_out: dict[str, str] = {}
-    for path, module, parameter in _weights(model):
-        if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
-            views = matrix_views(path, module, stand_in(parameter.detach()), conv)
-            weights.append(TrainableWeight(path, module, parameter, views or {}))
+    for path, module, tensor in _weights(model):
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            views = matrix_views(path, module, stand_in(tensor.detach()), conv)
+            weights.append(TrainableWeight(path, module, tensor, views or {}))
             if views is None:
-                left_out[path] = _not_a_matrix(module, parameter)
-    chosen = select({name: None for weight in weights for name in weight.matrices}, layers, left_out)
+                left_out[path] = _not_a_matrix(module, tensor)
+        elif tensor.dim() > 1:
+            left_out[path] = "frozen" if isinstance(tensor, nn.Parameter) else WITHOUT_GRADIENT
+    names = {name: None for weight in weights for name in weight.matrices}
+    chosen = select(names, layers, left_out) if insists else {name for name in names if is_selected(name, layers)}
     kept = [weight._replace(matrices={name: m for name, m in weight.matrices.items() if name in chosen}) for weight in weights]
     return [weight for weight in kept if weight.matrices]
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from rank_callbacks.matrices.layout import is_transposed_linear
 from rank_callbacks.matrices.parameters import TrainableWeight
+from rank_callbacks.matrices.recomputation import is_checkpointed
 from rank_callbacks.matrices.uncompiled import unless_compiled
 
 __all__ = ["Pass", "PassHooks", "no_passes"]
@@ -94,7 +95,8 @@ class PassHooks:
     ) -> None:
         if output.requires_grad:
             inputs = (args[0] if args else kwargs["input"]).detach()
-            self._handles.append(output.register_hook(partial(self._on_gradient, weights[0], module, inputs)))
+            hook = partial(self._on_gradient, weights[0], module, inputs)
+            self._handles.append(output.register_hook(unserializable_hook(hook)))
 
     @torch.no_grad()
     def _on_gradient(self, weight: TrainableWeight, module: nn.Module, inputs: Tensor, deltas: Tensor) -> None:
@@ -108,7 +110,7 @@ class PassHooks:
         kwargs: dict[str, Any],
         output: Any,  # ruff: ignore[any-type]
     ) -> None:
-        if _saved_to_be_read_once():
+        if is_checkpointed():
             return
         first = output[0] if isinstance(output, tuple) else output
         given = [tensor for value in (*args, *kwargs.values()) for tensor in (value if isinstance(value, tuple) else (value,))]
@@ -206,12 +208,6 @@ def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.RNNBase):
         return module.num_layers == 1 or not module.dropout
     return isinstance(module, _PRODUCTS_INSIDE) or is_transposed_linear(module)
-
-
-def _saved_to_be_read_once() -> bool:
-    """Whether activations are being checkpointed without reentrance: nothing but the backward pass may read what is saved."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 def _recurrent_outputs(output: tuple[Tensor, Any]) -> list[Tensor]:

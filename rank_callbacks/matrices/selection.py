@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias, TypeVar
 
-__all__ = ["Layers", "is_selected", "select"]
+__all__ = ["Layers", "by_reason", "in_short", "is_selected", "select"]
 
+# A model with layers of a kind has tens of them.
+_MOST_TOLD = 5
 Layers: TypeAlias = "str | Sequence[str] | Callable[[str], bool] | None"
 _T = TypeVar("_T")
 
@@ -33,7 +35,7 @@ def select(matrices: Mapping[str, _T], layers: Layers, not_viewable: Mapping[str
         chosen = {name: matrix for name, matrix in matrices.items() if is_selected(name, layers)}
         if not chosen:
             what = "a model with at least one weight matrix" if layers is None else "layers to accept the name of a matrix"
-            raise ValueError(f"Expected {what}, got none. {_choices(matrices, left_out)}")
+            raise ValueError(f"Expected {what}, got none. {_choices(matrices, left_out)}".rstrip())
         return chosen
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
@@ -58,11 +60,37 @@ def is_selected(name: str, layers: Layers) -> bool:
     return any(_means(pattern, name) for pattern in ([layers] if isinstance(layers, str) else layers))
 
 
+def by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that have a reason in common.
+
+    Example:
+        >>> by_reason({"a": "frozen", "b": "no matrix", "c": "frozen"})
+        {'frozen': ['a', 'c'], 'no matrix': ['b']}
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Names in a sentence, the first of many.
+
+    Example:
+        >>> in_short(["a", "b", "c"]), in_short(["a", "b", "c", "d", "e", "f"])
+        ('a, b and c', 'a, b, c and 3 more')
+    """
+    told = names if len(names) <= _MOST_TOLD else [*names[: _MOST_TOLD - 2], f"{len(names) - _MOST_TOLD + 2} more"]
+    return " and ".join([*([", ".join(told[:-1])] if told[1:] else []), *told[-1:]])
+
+
 def _means(pattern: str, name: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _choices(names: Iterable[str], left_out: Mapping[str, str]) -> str:
-    choices = ", ".join(names) or "nothing"
-    reasons = "".join(f" {name} is left out: {reason}." for name, reason in left_out.items())
-    return f"Choose from {choices}.{reasons}"
+    choices = ", ".join(names)
+    said = [f"Choose from {choices}."] if choices else []
+    for reason, alike in by_reason(left_out).items():
+        said.append(f"{in_short(alike)} {'is' if len(alike) == 1 else 'are'} left out: {reason}.")
+    return " ".join(said)

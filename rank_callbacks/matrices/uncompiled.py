@@ -1,4 +1,4 @@
-"""Hooks beside torch.compile: what it traces goes on without them."""
+"""Hooks that stay with the module that they are set on: what torch.compile traces, and copies, go on without them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["is_compiled", "uncompiled", "unless_compiled"]
 
 
 def unless_compiled(hook: Callable[..., object]) -> Callable[..., object]:
-    """A hook that does nothing where ``torch.compile`` traces it.
+    """A hook that does nothing where ``torch.compile`` traces it, nor on a copy of the module, or one read from a file.
 
     Traced, it would be part of the compiled module from then on, whether it is removed or not: it would break the graph,
-    whose parts round otherwise than the whole, and so change the training.
+    whose parts round otherwise than the whole, and so change the training. On a copy it would never be removed.
 
     Args:
         hook: Of a module, as ``register_forward_hook`` takes it.
@@ -27,11 +27,20 @@ def unless_compiled(hook: Callable[..., object]) -> Callable[..., object]:
         >>> _ = layer(torch.ones(1, 2))
         seen
     """
+    return _Hook(hook)
 
-    def call(*args: object, **kwargs: object) -> object:
-        return None if torch.compiler.is_compiling() else hook(*args, **kwargs)
 
-    return call
+class _Hook:
+    def __init__(self, hook: Callable[..., object]) -> None:
+        self._hook = hook
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return None if torch.compiler.is_compiling() else self._hook(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        """What ``copy.deepcopy`` and ``pickle`` make of it."""
+        # Does nothing, whatever it is given, and is known wherever a file with the module may be read.
+        return getattr, (nullcontext(), "__exit__")
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -75,9 +75,10 @@ def _spectra(listing: Listing) -> dict[str, dict[str, list[str]]]:
 
 
 def _accuracies(listing: Listing) -> list[str]:
-    """Scalars of the user, those that sound like an accuracy first."""
+    """Scalars of the user, those that sound like an accuracy first; where none does, first an empty text for none."""
     names = {name for scalars in listing.others.values() for name in scalars}
-    return sorted(names, key=lambda name: ("acc" not in name.lower(), name))
+    found = sorted(names, key=lambda name: ("acc" not in name.lower(), name))
+    return ["", *found] if found and "acc" not in found[0].lower() else found
 
 
 def _defaults(groups: dict[str, dict[str, list[str]]]) -> dict[str, str]:

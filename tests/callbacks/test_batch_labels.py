@@ -35,6 +35,20 @@ def test_labels_are_found(batch: Any, labels: Any) -> None:
     assert labels_of(batch, labels) is LABELS
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("labels", [None, lambda batch: batch[1]], ids=["second item", "function"])
+def test_column_of_classes_is_a_vector(dtype: torch.dtype, labels: Any) -> None:
+    column = LABELS.to(dtype)[:, None]
+    assert torch.equal(labels_of((INPUTS, column), labels), LABELS.to(dtype))
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(2, 1), torch.zeros(2, 1, 1).long(), torch.zeros(1, 2).long()], ids=["floats", "maps", "a row"]
+)
+def test_other_labels_keep_their_shape(labels: Tensor) -> None:
+    assert labels_of((INPUTS, labels)) is labels
+
+
 HINT = r"Name the labels by labels='key' for a dict, or by labels=lambda batch: \.\.\."
 
 

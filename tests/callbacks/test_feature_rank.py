@@ -345,8 +345,8 @@ class TestClasses:
         recorder = validated(model, FeatureRankMonitor(["stable_rank"], LAYERS, num_classes=CLASSES))
         assert of_layer(recorder, "samples_per_class", "network.0")[0] == min(counts) < 6
 
-    @pytest.mark.parametrize(("classes", "shown"), [(25, True), (26, False)])
-    def test_classes_one_by_one_up_to_fifty_in_all_layers(self, classes: int, shown: bool) -> None:
+    @pytest.mark.parametrize(("classes", "shown"), [(100, True), (101, False)])
+    def test_classes_one_by_one_up_to_two_hundred_in_all_layers(self, classes: int, shown: bool) -> None:
         recorder = validated(net(), FeatureRankMonitor(["stable_rank"], LAYERS, num_classes=classes))
         measures = {measure for _, measure, _ in read(recorder)}
         assert ("stable_rank_of_class_0" in measures) == shown
@@ -454,6 +454,24 @@ class TestLayers:
         assert got == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True)
         assert layers_read(recorder) - {layer for _, _, layer in values} == {"network.head"}
 
+    @pytest.mark.parametrize("maps", ["positions", "mean", "flat"])
+    @pytest.mark.parametrize("data", ["train", "val"])
+    def test_sequences_have_channels(self, maps: Any, data: str) -> None:
+        """Four of them at eight positions, and at seven for the last convolution and what follows."""
+        layers = [nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.Tanh(), nn.Conv1d(4, 4, 2), nn.ReLU(inplace=True)]
+        model = Net(nn.Sequential(*layers, nn.Flatten(), nn.Linear(28, CLASSES)), torch.randn(12, 3, 8))
+        names, measures = [f"network.{place}" for place in range(5)], ["effective_rank", "dead_fraction"]
+        recorder, witness = Recorder(), Witness(names)
+        fit(model, witness, FeatureRankMonitor(measures, names, 2, data=data, maps=maps), logger=recorder)
+        assert recorder.steps("feature_rank") == [1]
+        values = {
+            (1, measure, name): naive(WAYS[maps](rows.transpose(1, 2)))[measure]
+            for name, rows in witness.features(data, [1] if data == "val" else [0, 1]).items()
+            for measure in (*measures, *SIZES)
+        }
+        got = {key: value for key, value in read(recorder).items() if key in values}
+        assert got == pytest.approx(values, rel=1e-4, abs=1e-6)
+
     def test_depth_is_the_order_in_which_layers_run(self) -> None:
         recorder = validated(zoo(), FeatureRankMonitor(["stable_rank"]))
         order = ["conv", "relu", "tokens", "turned", "recurrent", "pair", "named", "vector", "twice", "head"]
@@ -546,12 +564,12 @@ class TestLayers:
         assert read(validated(model, FeatureRankMonitor(["stable_rank"]))) == read(plain)
         assert layers_read(validated(model, FeatureRankMonitor(["stable_rank"], "network.0"))) == {"network.0"}
 
-    @pytest.mark.parametrize("count", [50, 51])
+    @pytest.mark.parametrize("count", [200, 201])
     @pytest.mark.parametrize("scalars", ["auto", "all"])
-    def test_beyond_fifty_layers_only_summaries_unless_asked(self, scalars: Any, count: int) -> None:
+    def test_beyond_two_hundred_layers_only_summaries_unless_asked(self, scalars: Any, count: int) -> None:
         model = Net(nn.Sequential(*[nn.Linear(6, 6) for _ in range(count)]), torch.randn(12, 6))
         recorder = validated(model, FeatureRankMonitor(["stable_rank"], scalars=scalars, num_classes=CLASSES))
-        per_layer = scalars == "all" or count == 50
+        per_layer = scalars == "all" or count == 200
         assert len(layers_read(recorder)) == (count if per_layer else 0)
         found = {(measure, layer) for _, measure, layer in read(recorder)}
         assert {("stable_rank", name) for name in SUMMARIES} < found

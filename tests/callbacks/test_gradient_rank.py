@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from rank_callbacks import GradientRankMonitor, log_spaced
 from rank_callbacks.callbacks import gradient_spectra, monitor
@@ -181,6 +182,16 @@ def test_bounds_are_told_once(told: pytest.LogCaptureFixture) -> None:
         "network.4.weight  3 x 36       2  3 classes under cross-entropy",
     ]
     assert "Bounds" not in "".join(lines[start + 4 :])
+
+
+def test_bounds_name_the_layers_whose_weights_are_computed(told: pytest.LogCaptureFixture, reports: list[Any]) -> None:
+    network = three_layers()
+    parametrizations.spectral_norm(network[2])
+    fit(Wide(network, torch.randn(10, 40)), GradientRankMonitor(every_n_steps=1))
+    reason = "computed from other parameters, as by weight_norm, and so without a gradient of its own"
+    assert f"network.2.weight  36 x 48      -  {reason}" in "\n".join(told.messages).splitlines()
+    (table,) = reports[0].tables.values()
+    assert table.rows[-1] == ("network.2.weight", "36 x 48", "-", reason)
 
 
 def test_bounds_are_logged_as_a_table_once(reports: list[Any]) -> None:
@@ -403,13 +414,13 @@ def test_part_of_a_stack_is_measured_alone() -> None:
 
 
 @pytest.mark.parametrize("scalars", ["auto", "all"])
-@pytest.mark.parametrize("count", [50, 51])
-def test_beyond_fifty_layers_only_summaries_unless_asked(scalars: str, count: int) -> None:
+@pytest.mark.parametrize("count", [200, 201])
+def test_beyond_two_hundred_layers_only_summaries_unless_asked(scalars: str, count: int) -> None:
     recorder = Recorder()
     network = nn.Sequential(*[nn.Linear(6, 6) for _ in range(count - 1)], nn.Linear(6, CLASSES))
     fit(Classifier(network, torch.randn(4, 6)), GradientRankMonitor(["stable_rank"], scalars=scalars), logger=recorder)
     layers = {tag.split("/")[2] for _, tag in recorder.readings("gradient_rank")} - set(SUMMARIES)
-    assert len(layers) == (count if scalars == "all" or count == 50 else 0)
+    assert len(layers) == (count if scalars == "all" or count == 200 else 0)
 
 
 class Poison(pl.Callback):

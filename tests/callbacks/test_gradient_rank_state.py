@@ -155,9 +155,11 @@ def test_steps_go_on_after_a_resume(tmp_path: Path) -> None:
 
 def test_two_monitors_of_different_layers_each_report_theirs() -> None:
     recorder = Recorder()
-    monitors = [GradientRankMonitor(layers=f"network.{place}", every_n_steps=n) for place, n in ((0, 1), (2, 2))]
+    monitors = [
+        GradientRankMonitor(layers=f"network.{place}", every_n_steps=n, group=f"of_{place}") for place, n in ((0, 1), (2, 2))
+    ]
     fit(wide(), *monitors, logger=recorder)
-    steps = {name: [s for s, tag, _ in recorder.rows if tag == f"gradient_rank/stable_rank/{name}"] for name in LAYERS[:2]}
+    steps = {name: [s for s, tag, _ in recorder.rows if tag.endswith(f"/stable_rank/{name}")] for name in LAYERS[:2]}
     assert steps == {LAYERS[0]: [0, 1, 2], LAYERS[1]: [0, 2]}
 
 

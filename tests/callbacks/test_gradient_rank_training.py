@@ -181,6 +181,30 @@ def test_layers_of_one_optimizer_are_not_missed_while_the_other_steps(layers: An
     assert readings(recorder, NORM) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("steps", [(0, 1, 2), (1,)], ids=["each batch", "second batch"])
+def test_toggled_optimizer_without_a_matrix_has_no_reading(steps: tuple[int, ...]) -> None:
+    """As that of a temperature in soft actor-critic, while every matrix is frozen."""
+
+    class Tempered(Wide):
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            of_biases, of_matrices = self.optimizers()
+            for optimizer in (of_biases, of_matrices) if batch_idx in steps else (of_biases,):
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(Training.training_step(self, batch, batch_idx))
+                optimizer.step()
+                self.untoggle_optimizer(optimizer)
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            return [torch.optim.Adam([p for p in self.parameters() if p.dim() == dim], lr=0.01) for dim in (1, 2)]
+
+    recorder, gradients = watched(wide(kind=Tempered), update=True, moments=True)
+    assert readings(recorder, NORM) == pytest.approx(norms(gradients), rel=1e-6)
+    assert {step for step, _ in readings(recorder, NORM)} == set(steps)
+
+
 def test_optimizer_that_does_not_step_is_not_measured() -> None:
     class Rarely(Alternating):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> None:

@@ -232,13 +232,13 @@ class TestValues:
 
     @pytest.mark.parametrize(("scalars", "shown"), [("auto", False), ("all", True)])
     def test_many_layers_and_classes(self, scalars: Any, shown: bool) -> None:
-        """Of more than fifty the summaries alone are logged; of the classifier's features there is one place."""
-        network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(51)), nn.Linear(2, 51))
+        """Of more than two hundred the summaries alone are logged; of the classifier's features there is one place."""
+        network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(201)), nn.Linear(2, 201))
         model, recorder = Net(network, torch.randn(12, 2)), Recorder()
-        monitor = NetworkRankMonitor(["jacobian_rank", *OF_CLASSES[::2]], num_classes=51, scalars=scalars)
+        monitor = NetworkRankMonitor(["jacobian_rank", *OF_CLASSES[::2]], num_classes=201, scalars=scalars)
         fit(model, monitor, logger=recorder)
         places = {layer for _, _, layer in read(recorder)}
-        assert {"network.0", "class_0", "class_50"} & places == ({"network.0", "class_0", "class_50"} if shown else set())
+        assert {"network.0", "class_0", "class_200"} & places == ({"network.0", "class_0", "class_200"} if shown else set())
         assert places >= {*SUMMARIES, "penultimate", "mean_over_classes"}
 
     def test_class_without_samples_reads_nan(self) -> None:

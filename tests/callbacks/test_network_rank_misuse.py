@@ -79,14 +79,22 @@ def test_deficit_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     fit(callable_model(mlp), NetworkRankMonitor(["jacobian_rank", *OF_CLASSES[:2]], num_classes=CLASSES))
 
 
-SIZES = r"Linear layers and their outputs: network\.0 \(5\), network\.2 \(3\)\. Name it by classifier='\.\.\.'"
+SIZES = r"Linear layers and their outputs: network\.0 \(5\), network\.2 \(3\)\."
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"num_classes": 7}, f"a linear layer with num_classes=7 outputs, got none. {SIZES}", id="no classifier"),
-        pytest.param({"classifier": "head"}, f"classifier='head' to be a linear layer .*{SIZES}", id="no such classifier"),
+        pytest.param(
+            {"num_classes": 7},
+            f"a linear layer with num_classes=7 outputs, got none. {SIZES} Check num_classes=",
+            id="no classifier",
+        ),
+        pytest.param(
+            {"classifier": "head"},
+            f"classifier='head' to be a linear layer .*{SIZES} Choose classifier= from network.2",
+            id="no such classifier",
+        ),
         pytest.param({"layers": "decoder"}, r"'decoder' in layers.*Choose from network, network\.0, network\.1", id="layer"),
         pytest.param({"layers": lambda name: False}, "layers to accept the name", id="function"),
     ],
@@ -124,7 +132,7 @@ def test_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_monitors_of_one_training_need_two_groups() -> None:
-    with pytest.raises(ValueError, match=r"Expected each NetworkRankMonitor to have a group= of its own, got 'network_rank'"):
+    with pytest.raises(ValueError, match=r"Expected each monitor to have a group= of its own, got 'network_rank'"):
         fit(callable_model(mlp), NetworkRankMonitor(), NetworkRankMonitor(["jacobian_rank"]))
     recorder = Recorder()
     fit(callable_model(mlp), NetworkRankMonitor(), NetworkRankMonitor(group="mine"), logger=recorder)
@@ -159,12 +167,20 @@ class Collated(Forward):
 )
 @pytest.mark.parametrize("sanity", [1, 0], ids=["sanity check", "no sanity check"])
 def test_inputs_that_are_refused(made: Any, message: str, sanity: int) -> None:
-    """By the sanity check, or else after the epoch."""
-    model = Collated(two_layers(), torch.randn(12, 6))
+    """By the sanity check; without it they end no training, and have no reading."""
+    model, recorder = Collated(two_layers(), torch.randn(12, 6)), Recorder()
     model.made = made
-    with pytest.raises(ValueError, match=message):
-        fit(model, NetworkRankMonitor(num_classes=CLASSES, labels=lambda batch: None), num_sanity_val_steps=sanity)
-    assert len(model.losses) == (0 if sanity else 3)
+    monitor = NetworkRankMonitor(num_classes=CLASSES, labels=lambda batch: model.data.tensors[1][:4])
+    if sanity:
+        with pytest.raises(ValueError, match=message):
+            fit(model, monitor, num_sanity_val_steps=1)
+        assert model.losses == []
+    else:
+        with pytest.warns(UserWarning, match=rf"network_rank has no reading: .*{message}") as told:
+            fit(model, monitor, num_sanity_val_steps=0, max_epochs=2, logger=recorder)
+        assert sum("network_rank" in str(one.message) for one in told) == 1
+        measures = {tag.split("/")[1] for _, tag in recorder.readings("network_rank")}
+        assert measures == {"classification_dimension", "independence_deficit", "predicted_logit_accuracy"}
     assert hooks(model) == 0
 
 
@@ -182,11 +198,20 @@ HINT = r"Name the labels by labels='key' for a dict, or by labels=lambda batch: 
         pytest.param(lambda x, y: [x, y.float()], {}, r"labels to be integers, .* got torch\.float32", id="floats"),
     ],
 )
-def test_labels_that_are_refused(made: Any, arguments: dict[str, Any], message: str) -> None:
-    model = Collated(two_layers(), torch.randn(12, 6))
+@pytest.mark.parametrize("sanity", [1, 0], ids=["sanity check", "no sanity check"])
+def test_labels_that_are_refused(made: Any, arguments: dict[str, Any], message: str, sanity: int) -> None:
+    """By the sanity check; without it they end no training, and have no reading."""
+    model, recorder = Collated(two_layers(), torch.randn(12, 6)), Recorder()
     model.made = made
-    with pytest.raises(ValueError, match=message):
-        fit(model, NetworkRankMonitor(num_classes=CLASSES, **arguments))
+    monitor = NetworkRankMonitor(num_classes=CLASSES, copies=8, **arguments)
+    if sanity:
+        with pytest.raises(ValueError, match=message):
+            fit(model, monitor, num_sanity_val_steps=1)
+        assert model.losses == []
+    else:
+        with pytest.warns(UserWarning, match=rf"network_rank has no reading: .*{message}"):
+            fit(model, monitor, num_sanity_val_steps=0, max_epochs=2, logger=recorder)
+        assert {tag.split("/")[1] for _, tag in recorder.readings("network_rank")} == {*PROBES}
     assert hooks(model) == 0
 
 
@@ -417,9 +442,18 @@ FAILURES = pytest.mark.parametrize(
         ),
         pytest.param(starting_with(Counting), "RuntimeError: .*in-place", PROBES[:1], id="buffers in place"),
         pytest.param(refusing, "KeyError: 'a lone sample'", PROBES[:1], id="forward that fails"),
-        pytest.param(mlp, "NotImplementedError: Module", PROBES, id="no forward"),
     ],
 )
+
+
+def test_module_without_forward_is_refused_where_it_is_run() -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match=r"Expected Classifier to define forward, .* Monitors with data='train' need none"):
+        fit(model, NetworkRankMonitor(num_classes=CLASSES))
+    assert model.losses == []
+    recorder = Recorder()
+    fit(model, NetworkRankMonitor(OF_CLASSES[:1], num_classes=CLASSES), logger=recorder)
+    assert recorder.steps("network_rank") == [2]
 
 
 @FAILURES

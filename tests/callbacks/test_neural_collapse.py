@@ -516,8 +516,8 @@ class TestLayers:
         )
 
     @pytest.mark.parametrize("scalars", ["auto", "all"])
-    @pytest.mark.parametrize("count", [50, 51])
-    def test_beyond_fifty_layers_only_summaries_unless_asked(self, scalars: str, count: int) -> None:
+    @pytest.mark.parametrize("count", [200, 201])
+    def test_beyond_two_hundred_layers_only_summaries_unless_asked(self, scalars: str, count: int) -> None:
         model, recorder = net(), Recorder()
         model.network = nn.Sequential(*[nn.Linear(6, 6) for _ in range(count - 1)], nn.Linear(6, CLASSES))
         layers = [f"network.{place}" for place in range(count - 1)]
@@ -525,7 +525,7 @@ class TestLayers:
         fit(
             model, NeuralCollapseMonitor(CLASSES, layers, 4, measures=measures, scalars=scalars), logger=recorder, max_epochs=2
         )
-        assert len(names_read(recorder)) == (count if scalars == "all" or count == 50 else 0)
+        assert len(names_read(recorder)) == (count if scalars == "all" or count == 200 else 0)
         assert len({layer for _, _, layer in read(recorder)} & SUMMARIES.keys()) == 3
 
 
@@ -607,6 +607,21 @@ class TestTokens:
         assert readings[7, "nc1_pinv", "penultimate"] == pytest.approx(values["nc1_pinv"], rel=1e-5)
         assert of_penultimate(recorder, "self_duality")
         assert not of_penultimate(recorder, "nearest_center_mismatch")
+
+    @pytest.mark.parametrize("maps", ["mean", "positions"])
+    def test_positions_of_sequences_are_not_their_channels(self, maps: Any) -> None:
+        labels = torch.arange(24) % CLASSES
+        layers = [nn.Conv1d(3, 4, 2), nn.ReLU(inplace=True), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
+        model, recorder = Net(nn.Sequential(*layers), torch.randn(24, 3, 8), labels), Recorder()
+        fit(model, NeuralCollapseMonitor(CLASSES, ["network.0", "network.1"], data="val", maps=maps), logger=recorder)
+        with torch.no_grad():
+            outputs = model.network[0](model.data.tensors[0])
+        for layer, features in {"network.0": outputs, "network.1": outputs.relu()}.items():
+            rows = features.transpose(1, 2)
+            rows, classes = (rows.mean(1), labels) if maps == "mean" else (rows.flatten(0, 1), labels.repeat_interleave(7))
+            values = naive(rows.double().numpy(), classes.numpy())
+            got = {measure: value for (_, measure, name), value in read(recorder).items() if name == layer}
+            assert got == pytest.approx({measure: values[measure] for measure in got}, rel=1e-5)
 
     def test_projection_that_the_classifier_does_not_share_has_no_self_duality(self) -> None:
         model, recorder = Tagging(Tagger(turned=False), torch.randn(24, 5, 6), torch.arange(24) % CLASSES), Recorder()
@@ -811,6 +826,16 @@ class Dicts(Net):
         self(batch)
 
 
+class Named(Dicts):
+    """Whose items are arguments, but for the labels."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.network(x)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self(batch["x"])
+
+
 class Reversed(Net):
     """Labels come before inputs, and one too many."""
 
@@ -825,6 +850,13 @@ class Reversed(Net):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self(batch[1])
+
+
+class Column(Net):
+    """Labels are a column."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step([batch[0], batch[1].squeeze(1)], batch_idx)
 
 
 def like(model: Net, kind: type[Net], labels: Tensor | None = None) -> Net:
@@ -848,6 +880,13 @@ class TestBatches:
     def test_dicts(self, data: str) -> None:
         model = net()
         assert readings_of(like(model, Dicts), data, labels="y") == readings_of(model, data)
+        assert readings_of(like(model, Named), data, labels="y") == readings_of(model, data)
+
+    @DATA
+    def test_column_of_labels(self, data: str) -> None:
+        model = net()
+        as_column = like(model, Column, model.data.tensors[1][:, None])
+        assert readings_of(as_column, data) == readings_of(model, data)
 
     @pytest.mark.parametrize("data", ["train", "val"])
     def test_function_of_the_batch(self, data: str) -> None:

@@ -64,14 +64,22 @@ def test_refused_at_construction(arguments: dict[str, Any], message: str) -> Non
         NeuralCollapseMonitor(**({"num_classes": CLASSES} | arguments))
 
 
-SIZES = r"Linear layers and their outputs: network\.0 \(5\), network\.2 \(3\)\. Name it by classifier='\.\.\.'"
+SIZES = r"Linear layers and their outputs: network\.0 \(5\), network\.2 \(3\)\."
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"num_classes": 7}, f"a linear layer with num_classes=7 outputs, got none. {SIZES}", id="no classifier"),
-        pytest.param({"classifier": "head"}, f"classifier='head' to be a linear layer .*{SIZES}", id="no such classifier"),
+        pytest.param(
+            {"num_classes": 7},
+            f"a linear layer with num_classes=7 outputs, got none. {SIZES} Check num_classes=",
+            id="no classifier",
+        ),
+        pytest.param(
+            {"classifier": "head"},
+            f"classifier='head' to be a linear layer .*{SIZES} Choose classifier= from network.2",
+            id="no such classifier",
+        ),
         pytest.param({"classifier": "network.0"}, f"'network.0' to be a linear layer with num_classes=3 .*{SIZES}", id="size"),
         pytest.param({"classifier": "network.1"}, "'network.1' to be a linear layer with num_classes=3", id="not linear"),
         pytest.param({"layers": "decoder"}, r"'decoder' in layers.*Choose from network, network\.0, network\.1", id="layer"),
@@ -165,6 +173,48 @@ def test_labels_that_are_refused(made: Any, arguments: dict[str, Any], message: 
     with pytest.raises(ValueError, match=message):
         fit(model, NeuralCollapseMonitor(CLASSES, every_n_steps=1, data=given, **arguments))
     assert hooks(model) == 0
+
+
+class Taught(Forward):
+    """With a teacher, which its weights are drawn to."""
+
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        super().__init__(network, inputs)
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + (self.network(batch[0]) - self.teacher(batch[0])).square().mean()
+
+
+@pytest.mark.parametrize("name", [None, "network.2"])
+def test_classifier_is_that_of_the_student_and_is_told(name: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    readings = []
+    for classifier in (name, "network.2"):
+        torch.manual_seed(0)
+        model, recorder = Taught(two_layers(), torch.randn(12, 6)), Recorder()
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            fit(model, NeuralCollapseMonitor(CLASSES, every_n_steps=2, classifier=classifier), logger=recorder)
+        told = [record.message for record in caplog.records if "classifier" in record.message]
+        assert len(told) == (classifier is None)
+        readings.append(recorder.readings("neural_collapse"))
+        if told:
+            assert told[0].startswith("NeuralCollapseMonitor takes network.2 for the classifier. teacher.2 would fit as well")
+    assert readings[0] == readings[1] != {}
+
+
+def test_one_classifier_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(mlp(), NeuralCollapseMonitor(CLASSES))
+    assert not any("classifier" in record.message for record in caplog.records)
+
+
+def test_loader_for_a_module_without_forward_is_refused_before_training() -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match="Expected Classifier to define forward"):
+        fit(model, NeuralCollapseMonitor(CLASSES, data=shuffled(model), every_n_steps=lambda step: False))
+    assert model.losses == []
+    fit(model, NeuralCollapseMonitor(CLASSES))
 
 
 def test_features_of_another_width_are_refused() -> None:
@@ -461,7 +511,7 @@ def test_loader_in_the_precision_of_training() -> None:
 
 def test_two_monitors_of_one_training_need_two_groups() -> None:
     monitors = [NeuralCollapseMonitor(CLASSES), NeuralCollapseMonitor(CLASSES, data="val")]
-    with pytest.raises(ValueError, match=r"Expected each NeuralCollapseMonitor to have a group= of its own, got 'neural_"):
+    with pytest.raises(ValueError, match=r"Expected each monitor to have a group= of its own, got 'neural_collapse'"):
         fit(mlp(), *monitors)
 
 

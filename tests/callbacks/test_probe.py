@@ -1,8 +1,11 @@
 """A look at a fixed set, in the midst of a training that must not notice."""
 
 import random
+from collections import UserDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss, one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from rank_callbacks import RankCollapseMonitor, log_spaced
-from rank_callbacks.callbacks.probe import undisturbed
+from rank_callbacks.callbacks.probe import logits_of, outputs_of, undisturbed
 from tests.callbacks.test_rank_collapse import (
     COLLAPSE,
     LAYERS,
@@ -317,6 +320,109 @@ def test_buffer_that_is_replaced_is_restored() -> None:
     with undisturbed(model):
         model.network[1].running_mean = model.network[1].running_mean + 1
     assert torch.equal(model.network[1].running_mean, before)
+
+
+# Batches of every kind.
+
+
+class Called(pl.LightningModule):
+    """Keeps what its ``forward`` was given."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward = MethodType(forward, self)
+
+
+def of_batch(self: Any, batch: Any) -> Any:
+    return batch
+
+
+def of_names(self: Any, tokens: Any, mask: Any = None) -> Any:
+    return tokens, mask
+
+
+def of_all(self: Any, **batch: Any) -> Any:
+    return batch
+
+
+def of_batch_and_more(self: Any, batch: Any, **options: Any) -> Any:
+    return batch, options
+
+
+def of_anything(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+BATCH = {"tokens": 1, "mask": 2, "labels": 3}
+
+
+@pytest.mark.parametrize(
+    ("forward", "batch", "given"),
+    [
+        pytest.param(of_batch, (1, 2), 1, id="tuple"),
+        pytest.param(of_batch, [1], 1, id="list"),
+        pytest.param(of_batch, 1, 1, id="no tuple"),
+        pytest.param(of_batch, BATCH, BATCH, id="dict"),
+        pytest.param(of_batch, UserDict(BATCH), UserDict(BATCH), id="mapping"),
+        pytest.param(of_batch, (BATCH, 4), BATCH, id="dict inside"),
+        pytest.param(of_names, BATCH, (1, 2), id="dict by name"),
+        pytest.param(of_names, UserDict(BATCH), (1, 2), id="mapping by name"),
+        pytest.param(of_names, (BATCH, 4), (1, 2), id="dict inside by name"),
+        pytest.param(of_names, {"mask": 2}, ({"mask": 2}, None), id="dict without what must be there"),
+        pytest.param(of_names, {"pixels": 2}, ({"pixels": 2}, None), id="dict of other names"),
+        pytest.param(of_names, (1, 2), (1, None), id="tuple for names"),
+        pytest.param(of_all, BATCH, BATCH, id="dict for any name"),
+        pytest.param(of_batch_and_more, BATCH, (BATCH, {}), id="dict and options"),
+        pytest.param(of_anything, BATCH, ((), BATCH), id="dict for anything"),
+        pytest.param(of_anything, {3: 1}, (({3: 1},), {}), id="keys that are no names"),
+    ],
+)
+def test_forward_is_given_what_it_takes(forward: Callable[..., Any], batch: Any, given: Any) -> None:
+    assert outputs_of(Called(forward), batch) == given
+
+
+@pytest.mark.parametrize(
+    ("forward", "batch", "message"),
+    [
+        pytest.param(of_all, (1, 2), r"got one int for forward\(\*\*batch", id="no names"),
+        pytest.param(
+            lambda self, x, y: x, {"x": 1}, r"got a dict with the keys 'x' for forward\(x, y\)\. Give batches", id="dict"
+        ),
+        pytest.param(lambda self: 1, torch.ones(1), r"got one Tensor for forward\(\)", id="nothing"),
+    ],
+)
+def test_forward_that_does_not_take_a_batch(forward: Callable[..., Any], batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected forward to take the inputs of a batch, {message}"):
+        outputs_of(Called(forward), batch)
+
+
+def test_module_without_forward() -> None:
+    for model in (Classifier(nn.Linear(2, 2), torch.ones(1, 2)), pl.LightningModule()):
+        with pytest.raises(ValueError, match=f"Expected {type(model).__name__} to define forward"):
+            outputs_of(model, torch.ones(1, 2))
+
+
+@dataclass
+class Outputs:
+    loss: Tensor | None
+    logits: Tensor | None
+
+
+LOGITS = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [LOGITS, Outputs(None, LOGITS), {"loss": 1, "logits": LOGITS}, UserDict(logits=LOGITS)],
+    ids=["tensor", "dataclass", "dict", "mapping"],
+)
+def test_logits(outputs: Any) -> None:
+    assert logits_of(outputs) is LOGITS
+
+
+@pytest.mark.parametrize("outputs", [Outputs(LOGITS, None), {"output": LOGITS}, (LOGITS,), None], ids=str)
+def test_outputs_without_logits_stay(outputs: Any) -> None:
+    assert logits_of(outputs) is outputs
 
 
 # Misuse.

@@ -483,7 +483,7 @@ def test_exact_tags() -> None:
 
 @pytest.mark.parametrize(("scalars", "shown"), [("auto", False), ("all", True)])
 def test_many_layers_have_a_scalar_each_only_if_asked_for(scalars: Any, shown: bool) -> None:
-    network = nn.Sequential(*(nn.Linear(8, 8) for _ in range(50)), nn.Linear(8, K))
+    network = nn.Sequential(*(nn.Linear(8, 8) for _ in range(200)), nn.Linear(8, K))
     recorder = Recorder()
     fit(made(network, torch.randn(6, 8)), RankCollapseMonitor(K, every_n_steps=1, scalars=scalars), logger=recorder)
     assert bool(readings(recorder, "tcv_input")) == shown

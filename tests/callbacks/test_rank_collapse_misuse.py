@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, one_hot
+from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 
 from rank_callbacks import RankCollapseMonitor
@@ -72,7 +73,7 @@ def in_groups() -> Trained:
         pytest.param(
             lstm,
             "network.0",
-            r"seen what passes through, got none\. .*network\.0\.recurrent\.weight_hh_l0: it has dropout between its layers",
+            r"got none\. network\.0\.recurrent\.weight_ih_l0, .* and network\.0\.recurrent\.weight_hh_l1: it has dropout",
             id="LSTM",
         ),
         pytest.param(in_groups, "network.0", r"0\.weight: it is a convolution in groups, or with borders", id="groups"),
@@ -268,6 +269,117 @@ def test_all_labels_ignored() -> None:
 
 
 # What is left out.
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.middle(self.embedding(tokens.abs().long() % 9)).mean(1))
+
+
+LEFT_OUT = {
+    "groups": (
+        lambda: [nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 4, 1, groups=4)],
+        (4, 3),
+        "network.0.weight and network.1.weight: it is a convolution in groups, or with borders that are not zeros.",
+    ),
+    "borders": (
+        lambda: [nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular")],
+        (4, 3),
+        "network.0.weight: it is a convolution in groups, or with borders that are not zeros.",
+    ),
+    "transposed": (
+        lambda: [nn.ConvTranspose1d(4, 4, 1)],
+        (4, 3),
+        "network.0.weight: what passes through a ConvTranspose1d cannot be seen.",
+    ),
+    "computed": (
+        lambda: [parametrizations.weight_norm(nn.Linear(4, 4)), parametrizations.spectral_norm(nn.Linear(4, 4))],
+        (3, 4),
+        "network.0.weight and network.1.weight: computed from other parameters, as by weight_norm, and so without a gradient "
+        "of its own.",
+    ),
+    "dropout": (
+        lambda: [Last(nn.LSTM(4, 12, 2, batch_first=True, dropout=0.1))],
+        (3, 4),
+        "network.0.recurrent.weight_ih_l0, network.0.recurrent.weight_hh_l0, network.0.recurrent.weight_ih_l1 and "
+        "network.0.recurrent.weight_hh_l1: it has dropout between its layers, which cannot be drawn again.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_layers_that_cannot_be_seen_are_told_at_the_start(kind: str, told: pytest.LogCaptureFixture) -> None:
+    layers, shape, message = LEFT_OUT[kind]
+    network = nn.Sequential(*layers(), nn.Flatten(), nn.Linear(12, K))
+    recorder, warned = fit_and_collect(made(network, torch.randn(12, *shape)))
+    assert told.messages.count(f"RankCollapseMonitor cannot read all weights. {message}") == 1
+    assert warned == []
+    assert {layer for _, layer in readings(recorder, "tcv_input")} == {f"network.{len(network) - 1}.weight"}
+
+
+def test_a_head_that_is_tied_to_an_embedding_is_told_by_both_names(told: pytest.LogCaptureFixture) -> None:
+    fit(made(Tied(), torch.randn(12, 5) * 9), RankCollapseMonitor(K, every_n_steps=1))
+    names = "network.embedding.weight = network.head.weight"
+    assert f"RankCollapseMonitor cannot read all weights. {names}: what passes through a Embedding" in "".join(told.messages)
+
+
+def test_nothing_is_told_where_all_can_be_read(told: pytest.LogCaptureFixture) -> None:
+    fit(mlp(), RankCollapseMonitor(K, every_n_steps=1))
+    fit(made(Tied(), torch.randn(12, 5) * 9), RankCollapseMonitor(K, "network.middle", every_n_steps=1))
+    assert "cannot read" not in "".join(told.messages)
+
+
+class Routed(nn.Module):
+    """Two experts, of which a router takes the better: its own choice has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts, self.head = (
+            nn.Linear(8, 2),
+            nn.ModuleList(nn.Linear(8, 7) for _ in range(2)),
+            nn.Linear(7, K),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        chosen = self.router(inputs).argmax(1, keepdim=True)
+        return self.head(torch.where(chosen == 0, self.experts[0](inputs), self.experts[1](inputs)))
+
+
+def test_layer_without_a_gradient_is_said_to_have_none() -> None:
+    recorder, warned = fit_and_collect(made(Routed(), torch.randn(24, 8)))
+    why = "it got no gradient: it did not run, or the loss does not depend on it"
+    assert warned == [f"network.router.weight has no reading: {why}."]
+    assert "network.router.weight" not in {layer for _, layer in readings(recorder, "distance_to_rank_k")}
+    assert len({layer for _, layer in readings(recorder, "distance_to_rank_k")}) == 3
+
+
+def test_a_layer_whose_gradient_is_zero_has_no_alignment_and_leaves_the_mean_to_others() -> None:
+    """Where the way back through a sequence has seen one item alone, there was nothing to forget."""
+    recurrent = nn.LSTM(4, 5, batch_first=True, bidirectional=True)
+    recorder, warned = fit_and_collect(made(nn.Sequential(Last(recurrent), nn.Linear(10, K)), torch.randn(12, 3, 4)))
+    aligned, bounds = readings(recorder, "class_mean_alignment"), readings(recorder, "alignment_bound")
+    gates = [f"network.0.recurrent.weight_{kind}_l0_reverse.forget" for kind in ("ih", "hh")]
+    without = {(step, gate) for step in (0, 1) for gate in gates}
+    assert bounds.keys() - aligned.keys() == without
+    assert all(-1 <= value <= 1 for value in aligned.values())
+    rows = recorder.readings("rank_collapse")
+    for step in (0, 1):
+        of_step = [value for (at, _), value in aligned.items() if at == step]
+        mean = rows[step, "rank_collapse/class_mean_alignment/mean_over_layers"]
+        assert mean == pytest.approx(np.mean(of_step), rel=1e-12)
+    assert {key: bounds[key] for key in without} == pytest.approx({key: norm_at(rows, *key) for key in without}, rel=1e-6)
+    assert warned == []
+
+
+def norm_at(rows: dict[tuple[int, str], float], step: int, layer: str) -> float:
+    """‖W‖_F, from two readings of the distance to rank K."""
+    distance, relative = (rows[step, f"rank_collapse/{kind}distance_to_rank_k/{layer}"] for kind in ("", "relative_"))
+    return distance / relative
 
 
 def test_frozen_layer_has_no_reading() -> None:

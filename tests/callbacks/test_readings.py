@@ -3,10 +3,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from rank_callbacks import (
+    FeatureRankMonitor,
+    GradientRankMonitor,
+    NetworkRankMonitor,
+    NeuralCollapseMonitor,
+    RankCollapseMonitor,
+    WeightRankMonitor,
+)
+from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.readings import Spectrum, measured, shows_layers, spectra_by_tag, tagged, unreadable, warn_of_nan
 from rank_callbacks.catalog import MEASURES
 from rank_callbacks.tags import Tag
+from tests.models import CLASSES, Classifier
+from tests.training import fit
 
 
 def spectrum(*values: float, shape: tuple[int, ...] = (4, 4), noise: float = 0.0, rtol: float | None = None) -> Spectrum:
@@ -84,10 +96,56 @@ def test_nothing_measured_is_no_reading(values: dict[str, dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("scalars", "layers", "shown"), [("auto", 50, True), ("auto", 51, False), ("all", 51, True), ("all", 10_000, True)]
+    ("scalars", "layers", "shown"), [("auto", 200, True), ("auto", 201, False), ("all", 201, True), ("all", 10_000, True)]
 )
-def test_layers_are_shown_up_to_fifty(scalars: str, layers: int, shown: bool) -> None:
+def test_layers_are_shown_up_to_two_hundred(scalars: str, layers: int, shown: bool) -> None:
     assert shows_layers(scalars, layers) == shown
+
+
+def test_layers_that_are_left_out_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    told: set[str] = set()
+    with caplog.at_level("INFO"):
+        assert shows_layers("all", 999, "weight_rank", told)
+        assert shows_layers("auto", 9, "weight_rank", told)
+        assert not shows_layers("auto", 999)
+        assert not caplog.records
+        for _ in range(3):
+            assert not shows_layers("auto", 999, "weight_rank", told)
+    (line,) = caplog.messages
+    assert line.startswith("weight_rank has 999 layers, of which it logs the mean, minimum and maximum alone: ")
+    assert line.endswith('scalars="all" logs each.')
+    with caplog.at_level("INFO"):
+        shows_layers("auto", 999, "weight_rank", set())
+    assert caplog.messages == [line, line]
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        WeightRankMonitor(["stable_rank"], every_n_steps=1, change=True),
+        GradientRankMonitor(["stable_rank"], every_n_steps=1, update=True),
+        FeatureRankMonitor(["stable_rank"], data="train", every_n_steps=1, num_classes=CLASSES),
+        NeuralCollapseMonitor(CLASSES, layers="network.*", every_n_steps=1),
+        RankCollapseMonitor(CLASSES, every_n_steps=1),
+        NetworkRankMonitor(["jacobian_rank"], inputs=1),
+    ],
+    ids=lambda monitor: type(monitor).__name__,
+)
+def test_a_monitor_says_once_a_fit_that_it_leaves_layers_out(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(201)), nn.Linear(2, CLASSES))
+    for fits in (1, 2):
+        with caplog.at_level("INFO"):
+            fit(Called(network, torch.randn(8, 2)), monitor)
+        told = [record.message for record in caplog.records if "alone" in record.message]
+        assert len(told) == fits
+        assert told[0].startswith(f"{monitor.group} has 20")
+
+
+class Called(Classifier):
+    """As the network's own forward."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.network(inputs)
 
 
 def test_spectra_for_writers() -> None:

@@ -1,5 +1,6 @@
 """Readings against a network truncated by hand, and training as it is without the monitor."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from rank_callbacks import FeatureRankMonitor
@@ -30,9 +32,9 @@ class Net(Classifier):
         return DataLoader(self.unseen, batch_size=5)
 
 
-def net(network: nn.Module | None = None) -> Net:
+def net(network: nn.Module | None = None, kind: type[Net] = Net) -> Net:
     torch.manual_seed(1)
-    return Net(network)
+    return kind(network)
 
 
 def truncated_by_hand(weight: Tensor, rtol: float) -> tuple[np.ndarray, int]:
@@ -127,6 +129,129 @@ def test_other_monitors_read_the_same() -> None:
 def test_misuse(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TruncationMonitor(**options)
+
+
+class Batches(Net):
+    """Validated on batches of another kind, which its ``forward`` takes."""
+
+    made: Callable[[Tensor, Tensor], Any] = staticmethod(lambda inputs, labels: [inputs, labels])
+
+    def val_dataloader(self) -> Any:
+        inputs, labels = self.unseen.tensors
+        return DataLoader([self.made(inputs[i : i + 5], labels[i : i + 5]) for i in range(0, 23, 5)], batch_size=None)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.network(self.unseen.tensors[0])
+
+
+class Named(Batches):
+    """As networks of Hugging Face."""
+
+    made = staticmethod(lambda inputs, labels: {"inputs": inputs, "labels": labels})
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Any:  # type: ignore[override]
+        return {"loss": None, "logits": self.network(inputs)}
+
+
+class Columns(Batches):
+    made = staticmethod(lambda inputs, labels: [inputs, labels[:, None]])
+
+
+@pytest.mark.parametrize(("kind", "labels"), [(Named, "labels"), (Columns, None)])
+def test_batches_of_other_kinds_read_the_same(kind: type[Net], labels: str | None) -> None:
+    readings = []
+    for model, place in ((net(), None), (net(kind=kind), labels)):
+        recorder = Recorder()
+        torch.manual_seed(2)
+        fit(model, TruncationMonitor([0.5], labels=place), logger=recorder)
+        readings.append(recorder.readings("truncation"))
+    assert readings[0] == readings[1]
+
+
+class Two(Net):
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return self.network(inputs) * mask
+
+
+class Broken(Net):
+    """Runs four times, the first of them in the sanity check, where there is one."""
+
+    runs = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.runs += 1
+        if self.runs > 4:
+            raise RuntimeError("too often")
+        return self.network(inputs)
+
+
+REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
+    "logits that do not fit": (
+        lambda: of_made(lambda x, y: [x, y[:, None].repeat(1, 4)]),
+        r"logits of shape .* \(5, 4\), got",
+    ),
+    "no labels": (lambda: of_made(lambda x, y: x), "Expected a tensor of labels as the second item"),
+    "inputs that forward does not take": (
+        lambda: net(kind=Two),
+        "Expected forward to take the inputs of a batch, got one Tensor",
+    ),
+}
+
+
+def of_made(made: Callable[[Tensor, Tensor], Any]) -> Net:
+    model = net(kind=Batches)
+    model.made = made
+    return model
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_batches_are_refused_by_the_sanity_check(name: str) -> None:
+    make, message = REFUSED[name]
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        fit(model, TruncationMonitor([0.5]))
+    assert model.losses == []
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "forward that fails"])
+def test_what_fails_later_ends_no_training(name: str) -> None:
+    make, message = REFUSED.get(name, (lambda: net(kind=Broken), "RuntimeError: too often"))
+    model, recorder = make(), Recorder()
+    sanity = 0 if name in REFUSED else 1
+    with pytest.warns(UserWarning, match=f"truncation reads NaN, for the network could not be evaluated. .*{message}") as told:
+        fit(model, TruncationMonitor([0.5]), logger=recorder, max_epochs=2, num_sanity_val_steps=sanity)
+    assert sum("truncation" in str(one.message) for one in told) == 1
+    assert len(model.losses) == 6
+    values = recorder.readings("truncation")
+    assert {tag for (_, tag), value in values.items() if np.isnan(value)} == {
+        "truncation/accuracy/network",
+        "truncation/accuracy_at_rtol_0.5/network",
+    }
+    assert recorder.steps("truncation") == [2, 5]
+
+
+def test_sanity_check_leaves_the_training_as_it_is() -> None:
+    outcomes = []
+    for monitors in ([], [TruncationMonitor([0.5])]):
+        torch.manual_seed(2)
+        model = net(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, CLASSES)))
+        outcomes.append(outcome(fit(model, *monitors, num_sanity_val_steps=2), model))
+    assert_identical(*outcomes)
+
+
+def test_module_without_forward_is_refused() -> None:
+    model = Classifier(two_layers(), torch.randn(12, 6))
+    with pytest.raises(ValueError, match="Expected Classifier to define forward"):
+        fit(model, TruncationMonitor([0.5]), num_sanity_val_steps=0)
+    assert model.losses == []
+
+
+def test_weight_that_cannot_be_written_is_refused_before_training() -> None:
+    model = net(nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.Linear(5, CLASSES)))
+    with pytest.raises(ValueError, match=r"but network\.0\.weight is computed from other parameters"):
+        fit(model, TruncationMonitor([0.5]), num_sanity_val_steps=0)
+    assert model.losses == []
+    fit(model, TruncationMonitor([0.5], layers="network.1.weight"))
 
 
 def test_a_pattern_that_matches_nothing_fails_before_training() -> None:

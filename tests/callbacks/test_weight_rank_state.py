@@ -117,7 +117,10 @@ def test_each_fit_warns_of_its_own_nan() -> None:
 
 def test_two_monitors_of_different_layers_each_report_theirs() -> None:
     recorder = Recorder()
-    monitors = [WeightRankMonitor(["frobenius_norm"], f"network.{place}", every_n_steps=n) for place, n in ((0, 1), (2, 2))]
+    monitors = [
+        WeightRankMonitor(["frobenius_norm"], f"network.{place}", every_n_steps=n, group=f"of_{place}")
+        for place, n in ((0, 1), (2, 2))
+    ]
     fit(mlp(), *monitors, logger=recorder)
     steps = {place: [step for step, tag, _ in recorder.rows if tag.endswith(f"network.{place}.weight")] for place in (0, 2)}
     assert steps == {0: [0, 1, 2, 3], 2: [0, 2, 3]}
@@ -125,7 +128,7 @@ def test_two_monitors_of_different_layers_each_report_theirs() -> None:
 
 def test_two_monitors_keep_their_own_state(tmp_path: Path) -> None:
     def monitors() -> list[WeightRankMonitor]:
-        return [WeightRankMonitor(layers=f"network.{place}", change=True) for place in (0, 2)]
+        return [WeightRankMonitor(layers=f"network.{place}", change=True, group=f"of_{place}") for place in (0, 2)]
 
     trainer = fit(mlp(), *monitors())
     trainer.save_checkpoint(tmp_path / "two.ckpt")

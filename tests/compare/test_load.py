@@ -354,6 +354,23 @@ def test_wandb_blocks_end_with_nothing_where_no_header_fits(tmp_path: Path) -> N
     assert run.metrics == {"loss": [(1, 1.5), (2, 2.5)]}
 
 
+def test_sizes_of_tables_and_pictures_are_no_readings_of_wandb(tmp_path: Path) -> None:
+    """Nested as its client writes them; a group of numbers is nested as well, and another name may begin like theirs."""
+    media = [("loss", "_type", '"histogram"'), ("loss", "values", "[1]"), ("monitor/final_readings", "nrows", "112")]
+    media += [("weight_rank/depth_profile", name, value) for name, value in (("size", "7806"), ("_type", '"plotly-file"'))]
+    media += [("monitor/final_readings", "_type", '"table-file"'), ("val", "accuracy", "0.5")]
+    items = [HistoryItem(nested_key=[name, part], value_json=value) for name, part, value in media]
+    items += [
+        HistoryItem(key=name, value_json=value) for name, value in (("_step", "3"), (str(RANK), "2"), ("loss/train", "1"))
+    ]
+    data = Record(history=HistoryRecord(item=items)).SerializeToString()
+    head = struct.pack("<IHB", zlib.crc32(b"\1" + data), len(data), 1)
+    (tmp_path / "run-abc.wandb").write_bytes(b":W&B123" + head + data)
+    (run,) = read_runs(tmp_path)
+    assert [row[1:] for row in run.rows] == [(3, RANK, 2.0)]
+    assert run.metrics == {"val/accuracy": [(3, 0.5)], "loss/train": [(3, 1.0)]}
+
+
 def test_wandb_file_that_ends_within_a_header(trained: tuple[Path, Recorder, Weights], tmp_path: Path) -> None:
     (file,) = trained[0].glob("wandb/offline-run-*/run-*.wandb")
     (tmp_path / file.name).write_bytes(file.read_bytes() + b"\0" * 3)

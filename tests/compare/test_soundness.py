@@ -24,7 +24,11 @@ def odd_run(**changes: object) -> Run:
     ("run", "expected"),
     [
         (odd_run(notes=["still running"]), ["still running"]),
-        (odd_run(hyperparameters={"lr": 0.1}), ["no hyperparameter weight_decay"]),
+        (odd_run(hyperparameters={"lr": 0.1}), ["no hyperparameter weight_decay, but lr"]),
+        (
+            odd_run(hyperparameters={f"h{place}": 1.0 for place in range(22)}),
+            [f"no hyperparameter weight_decay, but {', '.join(f'h{place}' for place in range(20))} and 2 more"],
+        ),
         (odd_run(hyperparameters={"weight_decay": math.inf}), ["the hyperparameter weight_decay is inf"]),
         (odd_run(rows=[]), ["no readings of any monitor"]),
         (
@@ -36,7 +40,7 @@ def odd_run(**changes: object) -> Run:
             ["effective ranks that are NaN or infinite at the end: net.b.weight"],
         ),
     ],
-    ids=["noted", "no setting", "infinite setting", "empty", "other layers", "NaN"],
+    ids=["noted", "no setting", "no setting of many", "infinite setting", "empty", "other layers", "NaN"],
 )
 def test_what_is_wrong_is_named_and_left_out(run: Run, expected: list[str]) -> None:
     runs = [*sweep_of(), run]
@@ -80,6 +84,19 @@ def test_a_training_that_two_loggers_wrote_counts_once() -> None:
         for each, name in zip(runs[3:], "ab", strict=True)
     ]
     assert sound([*sweep_of(), *seeds]) == [*sweep_of(), *seeds]
+
+
+def test_a_setting_that_one_logger_alone_was_told_does_not_count() -> None:
+    """RankDashboard adds the optimizer's weight decay to TensorBoard's hyperparameters."""
+    (run,) = sweep_of([0.1])
+    table = run._replace(name="table", hyperparameters={"weight_decay": 0.1, "wd": 0.1})
+    again = ["the readings and settings of wd=0.1 again: the same training, which counts once"]
+    for both in ([run, table], [run, table._replace(hyperparameters={"weight_decay": 0.1})]):
+        assert list(problems(both).values()) == [[], again]
+    other = table._replace(hyperparameters={"weight_decay": 0.1, "wd": 0.2}, name="other")
+    assert list(problems([table, other]).values()) == [[], []]
+    for one in (table, other):
+        assert problems([table, other, one._replace(name="third")])["third"] == [again[0].replace("wd=0.1", one.name)]
 
 
 def test_a_copy_of_a_run_that_is_not_compared_is() -> None:

@@ -49,7 +49,13 @@ def test_a_training_reads_back_from_the_server_as_from_its_files(trained: tuple[
 
 
 def test_numbers_that_json_has_not_and_values_that_are_none(tmp_path: Path) -> None:
-    strange = {str(RANK): "NaN", "loss": "Infinity", "low": "-Infinity", "table": {"_type": "table-file"}, "text": "1.5"}
+    strange = {
+        str(RANK): "NaN",
+        "loss": "Infinity",
+        "low": "-Infinity",
+        "table": {"_type": "table-file", "nrows": 2},
+        "text": "1.5",
+    }
     (run,) = read(tmp_path, Logged("a", [row(1), row(2, **strange)], {"lr": 0.1}))
     assert [(each.step, each.tag) for each in run.rows] == [(10, RANK), (20, RANK)]
     assert math.isnan(run.rows[1].value)

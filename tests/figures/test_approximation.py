@@ -62,7 +62,7 @@ def test_many_runs_are_counted() -> None:
 
 
 def test_layers_without_scalars_are_not_counted() -> None:
-    """Of more than 50 layers only their mean is logged."""
+    """Of more than 200 layers only their mean is logged."""
     assert note("stable_rank", Seen("a", 5000, 0, 0)) == "stable rank: upper bound in 4 layers"
     assert note("effective_rank", Seen("a", 5000, 0, 0)) == "effective rank: oldest spectrum 2,000 steps old"
 

@@ -109,3 +109,14 @@ def test_nothing() -> None:
 def test_nothing_that_can_be_placed() -> None:
     with pytest.raises(ValueError, match="tcv_ratio_input above 0 and a weight decay, got none"):
         collapse(FIRST[:1])
+
+
+@pytest.mark.parametrize(("layers", "size", "opacity"), [(60, 12, 0.6), (61, 7, 0.25)], ids=str)
+def test_marks_of_many_layers_are_small_and_their_lines_faint(layers: int, size: int, opacity: float) -> None:
+    """Of several runs each is as crowded as it is alone, whatever it has reported before."""
+    bounds = {"distance_to_rank_k": 2.0, "alignment_bound": 3.0}
+    places = [(f"l.{place}", run, step) for place in range(layers) for run in "ab" for step in (0, 9)]
+    table = [row for name, run, step in places for row in layer(name, 0.5, 0.2, 0.01, run, step, **bounds)]
+    figure = collapse(table, paths=True)
+    assert {trace["marker"]["size"] for trace in figure["data"] if trace.get("name") == "λ = 0.01"} == {size}
+    assert {trace["opacity"] for trace in figure["data"] if trace["mode"] == "lines"} == {opacity}

@@ -273,3 +273,12 @@ class TestInTurn:
         figure = self.drawn(in_turn())
         assert len(go.Figure(figure).frames) == 4
         assert json.loads(json.dumps(figure, allow_nan=False)) == figure
+
+
+def test_layer_far_beyond_the_others_does_not_stretch_the_axis() -> None:
+    """The exponent of an orthogonal matrix is some 10¹⁵, of others 2 to 6."""
+    layers = {f"layer.{place}": 2.0 + place for place in range(4)}
+    figure = depth_profile(readings({0: layers, 9: layers | {"layer.0": 2e15}}, measure="alpha"), measure="alpha")
+    assert figure["layout"]["yaxis"]["range"] == [0, pytest.approx(1.05 * 5)]
+    assert figure["layout"]["yaxis"]["title"]["text"] == "alpha (feature rank), 1 beyond the axis"
+    assert drawn(figure, 9)["run"]["layer.0"] == pytest.approx(2e15)

@@ -83,3 +83,11 @@ def test_mean_over_layers_is_no_layer() -> None:
 def test_nothing(runs: list[str] | None) -> None:
     with pytest.raises(ValueError, match=r"gradient_rank/bound/<layer>, got none\. Add GradientRankMonitor"):
         gradient_bound(TABLE if runs else [], runs)
+
+
+@pytest.mark.parametrize(("layers", "runs", "width", "size"), [(60, 1, 1, 9), (61, 1, 0, 5), (30, 2, 1, 9), (31, 2, 0, 5)])
+def test_outlines_and_marks_do_not_hide_narrow_bars(layers: int, runs: int, width: int, size: int) -> None:
+    names = [(f"layer.{place}", f"run {run}") for place in range(layers) for run in range(runs)]
+    traces = gradient_bound([row for layer, run in names for row in gradients(layer, 10, 0.5, 2, run)])["data"]
+    assert {trace["marker"]["line"]["width"] for trace in traces if trace["name"] == "bound"} == {width}
+    assert {trace["marker"]["size"] for trace in traces if trace["type"] == "scatter"} == {size}

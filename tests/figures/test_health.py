@@ -103,10 +103,22 @@ class TestCost:
 
     def test_who_chose_the_cadence_is_not_told_to_raise_it(self) -> None:
         rows = history("monitor", "share_of_training", "weight_rank", [0.07])
-        assert only(rows).text.endswith("(weight_rank 7.0%): raise every_n_steps.")
+        assert only(rows).text.endswith("(weight_rank 7.0%): raise every_n_steps of weight_rank.")
         rows += history("monitor", "every_n_steps", "weight_rank", [2000.0])
         assert "weight_rank has chosen to report every 2,000 steps" in only(rows).text
         assert "raise" not in only(rows).text
+
+    @pytest.mark.parametrize(
+        ("group", "way_out"),
+        [
+            ("rank_collapse", "raise every_n_steps"),
+            ("network_rank", "raise every_n_epochs"),
+            ("feature_rank", "raise every_n_steps"),
+        ],
+    )
+    def test_the_way_out_is_an_argument_that_the_monitor_has(self, group: str, way_out: str) -> None:
+        text = only(history("monitor", "share_of_training", group, [0.07])).text
+        assert text.endswith(f"({group} 7.0%): {way_out} of {group}.")
 
     def test_not_for_less(self) -> None:
         assert findings(history("monitor", "share_of_training", "weight_rank", [0.5, 0.05])) == []

@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -69,3 +70,21 @@ def test_layers_in_turn() -> None:
     assert "symbol" not in lines["b"]["marker"]
     assert lines["a"]["text"][0].startswith("<b>a</b>: 8, 1 run (step 50)<br>")
     assert "effective rank: oldest spectrum 100 steps old (a)" in figure["layout"]["title"]["text"]
+
+
+def test_layer_far_beyond_the_others_does_not_stretch_the_axis() -> None:
+    layers = {"net.a": 2.0, "net.b": 3.0, "net.c": 4.0, "net.d": 2e15}
+    heights = layer_sweep([rank("a", value, layer) for layer, value in layers.items()], SETTINGS)["layout"]["yaxis"]
+    assert heights["range"] == [0, pytest.approx(1.05 * 4)]
+    assert heights["title"]["text"] == "effective rank, 1 beyond the axis"
+    assert "range" not in layer_sweep(TABLE, SETTINGS)["layout"]["yaxis"]
+
+
+@pytest.mark.parametrize(("count", "colours", "width"), [(28, 7, 2), (29, 7, 1), (150, 7, 1)])
+def test_many_layers_are_thin_lines_in_the_order_of_the_network(count: int, colours: int, width: int) -> None:
+    lines = layer_sweep([rank("a", 5.0, f"net.{place}") for place in range(count)], SETTINGS)["data"]
+    looks = [line["line"]["color"] for line in lines]
+    assert len(set(looks)) == colours
+    assert {line["line"]["width"] for line in lines} == {width}
+    changes = sum(one != other for one, other in pairwise(looks))
+    assert changes == (colours - 1 if width == 1 else count - 1)

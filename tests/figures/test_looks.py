@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rank_callbacks.figures.looks import COLOURS, axis, finite, log_axis, plain, ramp, run_look
+from rank_callbacks.figures.looks import COLOURS, axis, finite, log_axis, plain, ramp, reach, run_look
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
@@ -52,3 +52,17 @@ class TestLogAxis:
 
 def test_options_of_an_axis_are_kept() -> None:
     assert axis("x", nticks=3)["nticks"] == 3
+
+
+class TestReach:
+    def test_peaks_count_and_not_how_often_a_line_is_low(self) -> None:
+        """A gradient whose norm falls by 10⁴ in all layers was not far beyond the others."""
+        assert reach([[5000.0] + [0.5] * 9] * 3) == (5000.0, 0)
+
+    @pytest.mark.parametrize("high", [999.0, 1000.0])
+    def test_a_thousand_times_is_not_yet_far(self, high: float) -> None:
+        assert reach([[1.0], [1.0], [high]]) == (high, 0)
+
+    @pytest.mark.parametrize("lines", [[], [[]], [[None]]], ids=str)
+    def test_nothing(self, lines: list[list[float | None]]) -> None:
+        assert reach(lines) == (1.0, 0)

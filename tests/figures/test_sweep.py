@@ -122,3 +122,15 @@ class TestInTurn:
 
     def test_runs_that_ended_with_an_exact_report_have_no_note(self) -> None:
         assert sweep(self.TABLE, {"b": {"lr": 2.0}}, "lr")["layout"]["title"]["text"] == "1 runs by lr"
+
+
+def test_layer_far_beyond_the_others_does_not_stretch_the_axis() -> None:
+    """Nor does the mean that it spoils; the titles of other panels stay."""
+    layers = {"net.a": 2.0, "net.b": 3.0, "net.c": 4.0, "net.d": 2e15, "mean_over_layers": 5e14}
+    table = [rank(run, value, layer) for run in DECAYS for layer, value in layers.items()]
+    figure = sweep(table, HYPERPARAMETERS, accuracies=dict.fromkeys(DECAYS, 0.9))
+    assert figure["layout"]["yaxis"]["range"] == [0, pytest.approx(1.05 * 4)]
+    titles = [one["text"] for one in figure["layout"]["annotations"]]
+    assert titles == ["<b>effective rank (weight rank), 2 beyond the axis</b>", "<b>accuracy</b>"]
+    assert "range" not in figure["layout"]["yaxis2"]
+    assert "range" not in sweep(TABLE, HYPERPARAMETERS)["layout"]["yaxis"]

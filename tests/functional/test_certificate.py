@@ -217,6 +217,41 @@ def test_alignment_is_the_cosine_with_minus_the_gradient():
     assert alignment_bound(weight, -means).item() == 4
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-120, 1e120, 1e170, 1e300])
+@pytest.mark.parametrize("of", ["weight", "means", "both"])
+def test_the_alignment_holds_at_extreme_scales(scale, of):
+    """A cosine has no scale; a distance has that of the weight."""
+    weight, means = torch.tensor([[3.0, 0.0], [0.0, 4.0]]).double(), torch.tensor([[-1.0, 0.5], [0.0, 0.0]]).double()
+    expected, distance = class_mean_alignment(weight, means).item(), alignment_bound(weight, means).item()
+    unit = scale if of != "means" else 1.0
+    weight, means = weight * unit, means * (scale if of != "weight" else 1.0)
+    assert class_mean_alignment(weight, means).item() == pytest.approx(expected, rel=1e-14)
+    assert alignment_bound(weight, means).item() == pytest.approx(distance * unit, rel=1e-14)
+
+
+@pytest.mark.parametrize("factors", [(1e-100, 1e-100), (1e100, 1e60), (1e-5, 1e-160)], ids=str)
+def test_alignments_by_parts_hold_at_extreme_scales(factors):
+    window = Window()
+    inputs, deltas = window.moments
+    weight = torch.from_numpy(window.weight)
+    expected = class_mean_alignments(weight, inputs, deltas, window.steps)
+    scaled = (one._replace(means=one.means * factor) for one, factor in zip((inputs, deltas), factors, strict=True))
+    torch.testing.assert_close(class_mean_alignments(weight, *scaled, window.steps), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 0), (0, 9), (0, 0)], ids=str)
+def test_a_weight_without_numbers_has_no_alignment_and_no_distance(shape):
+    weight, means = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
+    assert class_mean_alignment(weight, means).isnan()
+    assert alignment_bound(weight, means).item() == 0
+    inputs, deltas = no_moments(3, shape[1], scatter=False), no_moments(3, shape[0], scatter=False)
+    alignment, bound = class_mean_alignments(weight, inputs, deltas, steps=1)
+    assert alignment.isnan()
+    assert bound.item() == 0
+    certificates = rank_collapse_certificates(weight, means, inputs, deltas, weight_decay=0.1, steps=1)
+    assert certificates.joint.item() == certificates.sharp.item() == 0
+
+
 @laws
 @given(windows())
 def test_the_alignment_bound_is_the_sine_of_the_alignment(window):

@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from rank_callbacks.matrices.features import (
     FeatureCapture,
     OutputHooks,
+    classifiers,
     depth_layers,
     feature_layers,
     feature_rows,
@@ -187,6 +188,25 @@ def test_classifier_with_a_parametrised_weight() -> None:
     assert find_classifier(network, 3) is network[1]
 
 
+def test_classifier_is_trained_if_any_is() -> None:
+    """A teacher is none, wherever it stands; without others it is."""
+    network = nn.ModuleDict({"student": nn.Linear(4, 3), "teacher": nn.Linear(4, 3).requires_grad_(False)})
+    assert find_classifier(network, 3) is network["student"]
+    assert list(classifiers(network, 3)) == ["teacher", "student"]
+    assert find_classifier(network, 3, "teacher") is network["teacher"]
+    assert find_classifier(network.requires_grad_(False), 3) is network["teacher"]
+
+
+def test_a_single_logit_is_no_classifier_of_two_classes() -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 1))
+    with pytest.raises(ValueError, match=r"1 \(1\)\. A single logit has one row of weights, .* two\.$"):
+        find_classifier(network, 2)
+    with pytest.raises(ValueError, match=r"1 \(1\)\. Check num_classes=; what is no nn\.Linear is not read\.$"):
+        find_classifier(network, 3)
+    with pytest.raises(ValueError, match="Check num_classes="):
+        find_classifier(network[0], 2)
+
+
 @pytest.mark.parametrize("name", [None, "encoder.1", "aside", "nothing"])
 def test_no_classifier(name: str | None) -> None:
     sizes = r"encoder\.0 \(5\), encoder\.2 \(3\), head \(3\), aside \(2\)"
@@ -221,7 +241,7 @@ class TestOutputHooks:
 class TestCapture:
     def test_what_a_batch_leaves(self) -> None:
         network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
-        capture, inputs = FeatureCapture({"first": network[0]}, network[2]), torch.randn(6, 4)
+        capture, inputs = FeatureCapture(network, {"first": network[0]}, network[2]), torch.randn(6, 4)
         outputs = network(inputs)
         features, predictions = capture.take()
         assert list(features) == ["first", "penultimate"]
@@ -233,7 +253,7 @@ class TestCapture:
 
     def test_last_run_counts(self) -> None:
         head = nn.Linear(4, 3)
-        capture, (first, second) = FeatureCapture({"head": head}, head), torch.randn(2, 6, 4)
+        capture, (first, second) = FeatureCapture(head, {"head": head}, head), torch.randn(2, 6, 4)
         head(first)
         head(second)
         features, _ = capture.take()
@@ -242,7 +262,7 @@ class TestCapture:
 
     def test_input_by_keyword(self) -> None:
         head, inputs = nn.Linear(4, 3), torch.randn(6, 4)
-        capture = FeatureCapture({}, head)
+        capture = FeatureCapture(head, {}, head)
         head(input=inputs)
         assert torch.equal(capture.take()[0]["penultimate"], inputs)
 
@@ -263,7 +283,7 @@ class TestCapture:
                 return output(inputs)
 
         layer, inputs = Layer(), torch.randn(6, 4)
-        capture = FeatureCapture({"layer": layer}, nn.Linear(4, 3))
+        capture = FeatureCapture(layer, {"layer": layer}, nn.Linear(4, 3))
         layer(inputs)
         features, predictions = capture.take()
         assert predictions is None
@@ -272,7 +292,7 @@ class TestCapture:
 
     def test_close_removes_hooks(self) -> None:
         network = model()
-        capture = FeatureCapture(dict(network["encoder"].named_children()), network["head"])
+        capture = FeatureCapture(network, dict(network["encoder"].named_children()), network["head"])
         count = [sum(len(module._forward_hooks) for module in network.modules())]
         capture.close()
         count.append(sum(len(module._forward_hooks) for module in network.modules()))

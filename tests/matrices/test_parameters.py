@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from rank_callbacks.matrices import weight_matrices
+from rank_callbacks.matrices import gradient_matrices, trainable_weights, weight_matrices
+from rank_callbacks.matrices.parameters import computed_matrices
 
 old_norms = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 
@@ -391,8 +392,43 @@ def test_model_without_matrices_is_refused(model: nn.Module) -> None:
 def test_model_with_only_unknown_tensors_says_which() -> None:
     model = nn.Module()
     model.pos_embed = nn.Parameter(torch.ones(1, 3, 2))
-    with pytest.raises(ValueError, match=r"got none\. .* pos_embed is left out: \(1, 3, 2\) of Module"):
+    with pytest.raises(ValueError, match=r"got none\. pos_embed is left out: \(1, 3, 2\) of Module"):
         weight_matrices(model)
+
+
+def test_refusal_says_that_matrices_are_frozen_or_computed() -> None:
+    computed = parametrizations.spectral_norm(nn.Linear(2, 3))
+    model = nn.Sequential(computed, nn.Linear(3, 3), nn.Linear(3, 3)).requires_grad_(False)
+    frozen = r"1\.weight and 2\.weight are left out: frozen\."
+    reason = r"0\.weight is left out: computed from other parameters, as by weight_norm, .* a gradient of its own\."
+    with pytest.raises(ValueError, match=rf"got none\. {reason} {frozen}$"):
+        trainable_weights(model)
+    model[1].requires_grad_(True)
+    with pytest.raises(ValueError, match=rf"Expected '0' in layers .* Choose from 1\.weight\. {reason}"):
+        trainable_weights(model, "0")
+
+
+@old_norms
+def test_computed_matrices_are_those_of_no_parameter() -> None:
+    new, old = parametrizations.weight_norm(nn.Linear(2, 3)), nn.utils.weight_norm(nn.Linear(4, 5))
+    model = nn.Sequential(new, nn.Linear(3, 4), old)
+    assert list(computed_matrices(model)) == ["0.weight", "2.weight"]
+    assert list(computed_matrices(model, "2")) == ["2.weight"]
+    assert [weight.path for weight in trainable_weights(model)] == ["1.weight"]
+
+
+def test_of_one_optimizer_nothing_need_be_selected() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    model(torch.ones(1, 2)).sum().backward()
+    first, second = (torch.optim.SGD(layer.parameters()) for layer in model)
+    assert list(gradient_matrices(model, "1", optimizer=second)) == ["1.weight"]
+    assert gradient_matrices(model, "1", optimizer=first) == {}
+    model[1].requires_grad_(False)
+    assert gradient_matrices(model, "1", optimizer=second) == {}
+    model.requires_grad_(False)
+    assert gradient_matrices(model, optimizer=first) == {}
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are left out: frozen"):
+        gradient_matrices(model)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")

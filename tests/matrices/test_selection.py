@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from rank_callbacks.matrices import select
+from rank_callbacks.matrices.selection import in_short
 
 MODEL = {
     name: place for place, name in enumerate(["encoder.0.weight", "encoder.1.qkv.weight.q", "encoder2.weight", "head.weight"])
@@ -51,7 +52,7 @@ def test_no_pattern_is_refused(layers: Sequence[str]) -> None:
 
 
 def test_nothing_to_choose_from_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a model with at least one weight matrix, got none\. Choose from nothing\."):
+    with pytest.raises(ValueError, match=r"a model with at least one weight matrix, got none\.$"):
         select({}, None)
 
 
@@ -59,6 +60,14 @@ def test_nothing_to_choose_from_is_refused() -> None:
 def test_refusal_says_what_is_left_out_and_why(layers: object) -> None:
     with pytest.raises(ValueError, match=r"head\.weight\. pos_embed is left out: \(1, 5, 8\) is no matrix\."):
         select(MODEL, layers, {"pos_embed": "(1, 5, 8) is no matrix"})
+
+
+def test_what_is_left_out_for_one_reason_is_told_together_and_in_short() -> None:
+    left_out = dict.fromkeys(["a", "b"], "frozen") | dict.fromkeys("cdefgh", "no matrix")
+    with pytest.raises(ValueError, match=r"got none\. a and b are left out: frozen\. c, d, e and 3 more are left out: no m"):
+        select({}, None, left_out)
+    assert in_short([*"abcde"]) == "a, b, c, d and e"
+    assert in_short(["a"]) == "a"
 
 
 def test_what_is_left_out_is_not_chosen() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.plugins.base_plugin import TBContext
 from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client, TestResponse
@@ -160,6 +161,21 @@ def test_sweep_over_weight_decay(page: Page) -> None:
     assert max(filter(None, accuracy["y"])) == pytest.approx(0.6)  # 0.5 and the weight decay
 
 
+def test_no_scalar_is_taken_for_an_accuracy_that_does_not_sound_like_one(tmp_path: Path) -> None:
+    """Lightning logs the epoch beside everything else."""
+    write(tmp_path, "run", {RANK: 3.0, RANK._replace(layer="mean_over_layers"): 3.0})
+    logger = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False)
+    logger.log_hyperparams({"weight_decay": 0.1}, {"loss": 0.5})
+    logger.log_metrics({"epoch": 7.0}, step=9)
+    logger.finalize("success")
+    with provider("slow", tmp_path) as found:
+        page = Page(found)
+        assert page.json("/index")["accuracies"] == ["", "epoch", "loss"]
+        figures = [page.json("/figure", view="sweep", **chosen)["figure"] for chosen in ({}, {"accuracy": "epoch"})]
+    panels = [[one["text"] for one in figure["layout"]["annotations"]] for figure in figures]
+    assert panels == [["<b>effective rank (weight rank)</b>"], ["<b>effective rank (weight rank)</b>", "<b>accuracy</b>"]]
+
+
 def test_gradient_bounds_say_what_binds_them(page: Page) -> None:
     texts = [text for trace in page.json("/figure", view="gradient_bound")["figure"]["data"] for text in trace["text"]]
     assert any("batch of 4" in text for text in texts)
@@ -280,6 +296,18 @@ def test_view_without_readings_names_its_callback(tmp_path: Path) -> None:
         assert "Add RankCollapseMonitor" in page.json("/figure", view="collapse")["message"]
         assert "Add GradientRankMonitor" in page.json("/figure", view="gradient_bound")["message"]
         assert "Expected a spectrum" in page.json("/figure", view="spectrum")["message"]
+
+
+def test_view_of_a_network_with_many_layers_names_the_argument(tmp_path: Path) -> None:
+    measures = {"weight_rank": "effective_rank", "gradient_rank": "bound", "rank_collapse": "relative_distance_to_rank_k"}
+    write(tmp_path, "run", {Tag(*name, "mean_over_layers"): 1.0 for name in measures.items()})
+    monitors = {"depth_profile": "Weight", "heatmap": "Weight", "gradient_bound": "Gradient", "collapse": "RankCollapse"}
+    with provider("slow", tmp_path) as found:
+        page = Page(found)
+        for view, monitor in monitors.items():
+            message = page.json("/figure", view=view, group="weight_rank")["message"]
+            assert f"Give {monitor}" in message
+            assert 'scalars="all"' in message
 
 
 def test_tab_is_active_where_monitors_logged(page: Page, empty: Page, tmp_path_factory: pytest.TempPathFactory) -> None:

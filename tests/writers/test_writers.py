@@ -143,10 +143,10 @@ def test_tensorboard_has_one_event_a_report(run: Run) -> None:
 
 def test_tensorboard_has_every_spectrum_of_many_layers(tmp_path: Path) -> None:
     model = mlp(batches=1)
-    model.many = nn.ModuleList(nn.Linear(2, 2) for _ in range(51))
+    model.many = nn.ModuleList(nn.Linear(2, 2) for _ in range(201))
     fit(model, WeightRankMonitor(layers="many"), logger=TensorBoardLogger(tmp_path, name="", version=""))
     tags = accumulated(tmp_path).Tags()
-    assert {tag for tag in tags["tensors"] if is_ours(tag)} == {f"weight_rank/spectrum/many.{n}.weight" for n in range(51)}
+    assert {tag for tag in tags["tensors"] if is_ours(tag)} == {f"weight_rank/spectrum/many.{n}.weight" for n in range(201)}
     assert sum(tag.startswith("weight_rank/") for tag in tags["scalars"]) == 9
 
 

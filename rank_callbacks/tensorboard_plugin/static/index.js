@@ -287,7 +287,7 @@ function numberBox() {
 }
 
 function selectBox(name, values, value) {
-  const box = element("select", {}, values.map((one) => element("option", { value: one, selected: one === value }, [one])));
+  const box = element("select", {}, values.map((one) => element("option", { value: one, selected: one === value }, [one || "none"])));
   box.dataset.control = name;
   box.onchange = () => choose({ [name]: box.value, step: name === "run" ? state.step : "" }).then(() => refocus(name));
   return box;
