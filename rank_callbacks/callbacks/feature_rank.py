@@ -28,7 +28,7 @@ from rank_callbacks.callbacks.feature_readings import (
 from rank_callbacks.callbacks.feature_sample import SampledRows, over_processes
 from rank_callbacks.callbacks.layer_features import BatchFacts, LayerFeatures, views_over_processes
 from rank_callbacks.callbacks.lightning import step_axis
-from rank_callbacks.callbacks.readings import Spectrum, shows_layers, spectra_by_tag, unreadable, warn_of_nan
+from rank_callbacks.callbacks.readings import Spectrum, listed, shows_layers, spectra_by_tag, unreadable, warn_of_nan
 from rank_callbacks.callbacks.rounds import Rounds, allowance
 from rank_callbacks.callbacks.sharing import shared_singular_values
 from rank_callbacks.callbacks.unseen import why_unseen
@@ -162,7 +162,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
         max_overhead: float = 0.01,
     ) -> None:
         super().__init__(data, every_n_steps, max_overhead, window, group, scalars)
-        for measure in measures:
+        for measure in listed(measures):
             check_measure(measure)
         if maps not in _MAPS:
             raise ValueError(f"Expected maps to be one of {', '.join(_MAPS)}, got {maps!r}.")

@@ -19,6 +19,7 @@ from rank_callbacks.callbacks.processes import process_count
 from rank_callbacks.callbacks.readings import (
     Spectrum,
     check_scalars,
+    listed,
     measured,
     shows_layers,
     spectra_by_tag,
@@ -119,7 +120,7 @@ class GradientReadings:
         scalars: str,
         group: str = "gradient_rank",
     ) -> None:
-        for measure in measures:
+        for measure in listed(measures):
             find_measure(measure)
         check_conv(conv)
         check_scalars(scalars)

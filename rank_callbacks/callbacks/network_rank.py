@@ -28,7 +28,7 @@ from rank_callbacks.callbacks.network_readings import (
     readings_of_classes,
 )
 from rank_callbacks.callbacks.probe import check_forward, undisturbed
-from rank_callbacks.callbacks.readings import shows_layers, tagged
+from rank_callbacks.callbacks.readings import listed, shows_layers, tagged
 from rank_callbacks.callbacks.sharing import check_not_sharded
 from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.callbacks.validation import costs_training
@@ -137,7 +137,7 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
         if measures is None:
             of_classes = [] if num_classes is None else ["classification_dimension", "independence_deficit"]
             measures = ["jacobian_rank", "perturbed_pca_dimension", *of_classes]
-        _check_measures(measures, num_classes)
+        _check_measures(listed(measures), num_classes)
         numbers = {"probes": (probes, 1), "copies": (copies, 2), "every_n_epochs": (every_n_epochs, 1)}
         if isinstance(inputs, Tensor):
             check_inputs(inputs)

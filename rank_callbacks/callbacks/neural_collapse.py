@@ -23,7 +23,7 @@ from rank_callbacks.callbacks.feature_moments import FeatureMoments, over_proces
 from rank_callbacks.callbacks.feature_monitor import FeatureMonitor
 from rank_callbacks.callbacks.lightning import step_axis
 from rank_callbacks.callbacks.probe import outputs_of, probe_batches, undisturbed
-from rank_callbacks.callbacks.readings import shows_layers, tagged
+from rank_callbacks.callbacks.readings import listed, shows_layers, tagged
 from rank_callbacks.callbacks.unseen import why_unseen
 from rank_callbacks.functional import ClassMoments
 from rank_callbacks.functional.class_moments import check_classes
@@ -150,7 +150,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
             raise ValueError(f"Expected maps to be one of {', '.join(_MAPS)}, got {maps!r}.")
         if minority is not None and not set(minority) <= set(range(num_classes)):
             raise ValueError(f"Expected minority to hold classes from 0 to {num_classes - 1}, got {list(minority)}.")
-        for measure in measures or ():
+        for measure in listed(measures or ()):
             if measure not in MEASURES:
                 raise ValueError(f"Expected the name of a measure, got {measure!r}. Choose from {', '.join(MEASURES)}.")
         self.num_classes = num_classes

@@ -23,6 +23,7 @@ __all__ = [
     "SUMMARIES",
     "Spectrum",
     "check_scalars",
+    "listed",
     "measured",
     "shows_layers",
     "spectra_by_tag",
@@ -108,6 +109,17 @@ def tagged(group: str, values: Mapping[str, Mapping[str, Tensor]], per_layer: bo
             shown.update(of_layers if per_layer else {})
             tags.update({Tag(group, measure, layer): value for layer, value in shown.items()})
     return dict(zip(tags, torch.stack(list(tags.values())).tolist(), strict=True)) if tags else {}
+
+
+def listed(measures: Sequence[str]) -> Sequence[str]:
+    """The names of measures, but a single name is refused, whose letters would be taken for names.
+
+    Raises:
+        ValueError: If ``measures`` is a string.
+    """
+    if isinstance(measures, str):
+        raise ValueError(f"Expected measures to be a list of names, got {measures!r}. Write [{measures!r}].")
+    return measures
 
 
 def check_scalars(scalars: str) -> None:

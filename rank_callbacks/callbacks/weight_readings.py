@@ -20,6 +20,7 @@ from rank_callbacks.callbacks.processes import of_first_process, process_count
 from rank_callbacks.callbacks.readings import (
     Spectrum,
     check_scalars,
+    listed,
     measured,
     shows_layers,
     spectra_by_tag,
@@ -84,7 +85,7 @@ class WeightReadings:
         method: Method,
         group: str = "weight_rank",
     ) -> None:
-        for measure in measures:
+        for measure in listed(measures):
             find_measure(measure)
         check_conv(conv)
         check_scalars(scalars)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,21 @@ class Called(Classifier):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.network(inputs)
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        WeightRankMonitor,
+        GradientRankMonitor,
+        FeatureRankMonitor,
+        lambda measures: NeuralCollapseMonitor(CLASSES, measures=measures),
+        NetworkRankMonitor,
+    ],
+)
+def test_a_single_name_is_no_list(monitor: Any) -> None:
+    with pytest.raises(ValueError, match=r"Expected measures to be a list of names, got 'rankme'. Write \['rankme'\]."):
+        monitor("rankme")
 
 
 def test_spectra_for_writers() -> None:
