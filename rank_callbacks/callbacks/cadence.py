@@ -141,10 +141,12 @@ class Cadence:
 
     def due_at_validation(self, step: int, is_last: bool) -> bool:
         """Whether to report at this run of validation, the first after so many steps; a schedule is for each."""
-        told = self.every_n_steps if self.is_auto else self.schedule
-        if is_last or callable(told) or (self._last_report is None and not (self.is_auto and told)):
+        every_n_steps = self.every_n_steps if self.is_auto else self.schedule
+        if is_last or callable(every_n_steps):
             return True
-        return told is not None and step - (self._last_report or 0) >= told
+        if every_n_steps is None or (self._last_report is None and not self.is_auto):
+            return self._last_report is None
+        return step - (self._last_report or 0) >= every_n_steps
 
     def affords(self, seconds: float) -> bool:
         """Whether a first report of so many seconds is within the share of the time so far; if not, it is put off.
