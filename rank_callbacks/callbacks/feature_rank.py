@@ -38,7 +38,7 @@ from rank_callbacks.functional.second_moments import SecondMoments, moment_singu
 from rank_callbacks.functional.spectrum import spectrum_cost
 from rank_callbacks.matrices.features import depth_layers, first_tensor
 from rank_callbacks.tags import Tag
-from rank_callbacks.writers import MatrixSpectrum, Report, write_report
+from rank_callbacks.writers import MatrixSpectrum, Report
 
 __all__ = ["FeatureRankMonitor"]
 
@@ -244,7 +244,7 @@ class FeatureRankMonitor(FeatureMonitor[LayerFeatures]):
             warn_of_nan(unreadable(of_layers), step, self._warned)
             arrays |= spectra_by_tag(self.group, of_layers, name)
         scalars = self._readings(trainer, hooks, rows, spectra, step) | self._depths(hooks, rows)
-        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), arrays))
+        self._write(trainer, Report(step, scalars, arrays))
 
     def _parts(self, rows: Mapping[str, SampledRows]) -> dict[Part, Tensor]:
         """Rows of layers, and of each class that has two."""

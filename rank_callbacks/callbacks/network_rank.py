@@ -38,7 +38,7 @@ from rank_callbacks.functional.independence_deficit import DeficitTable
 from rank_callbacks.matrices.features import PENULTIMATE, depth_layers, find_classifier
 from rank_callbacks.matrices.layer_outputs import layer_outputs
 from rank_callbacks.tags import Tag
-from rank_callbacks.writers import Report, Table, write_report
+from rank_callbacks.writers import Report, Table
 
 __all__ = ["NetworkRankMonitor"]
 
@@ -257,7 +257,7 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
             else:
                 unseen = hooks.unfit or why_unseen(trainer.lightning_module)
                 self._warn(f"no labelled row went into the classifier{unseen}")
-        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}, tables))
+        self._write(trainer, Report(step, scalars, {}, tables))
 
     def _share_of_inputs(self, trainer: Trainer, batch: object) -> Tensor:
         """The probe inputs that this process looks at, in single precision at least."""

@@ -36,7 +36,7 @@ from rank_callbacks.matrices.features import (
 )
 from rank_callbacks.matrices.parameters import weight_matrices
 from rank_callbacks.matrices.sharded import whole
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import Report
 
 __all__ = ["NeuralCollapseMonitor"]
 
@@ -262,7 +262,7 @@ class NeuralCollapseMonitor(FeatureMonitor[FeatureCapture]):
         if PENULTIMATE in moments:
             self._centers = _centers(moments[PENULTIMATE])
         scalars = tagged(self.group, values, shows_layers(self.scalars, len(moments), self.group, self._warned))
-        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}))
+        self._write(trainer, Report(step, scalars, {}))
 
     def _values(self, moments: dict[str, ClassMoments], weight: Tensor, step: int) -> dict[str, dict[str, Tensor]]:
         values: dict[str, dict[str, Tensor]] = {}

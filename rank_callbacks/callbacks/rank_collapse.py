@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from rank_callbacks.callbacks.batch_labels import Labels, check_labels, labels_of
-from rank_callbacks.callbacks.collapse_window import CollapseWindow, WindowedMatrix, bytes_held, over_processes
+from rank_callbacks.callbacks.collapse_window import CollapseWindow, bytes_held, over_processes
 from rank_callbacks.callbacks.lightning import last_step, loss_scale, step_axis
 from rank_callbacks.callbacks.monitor import Monitor
 from rank_callbacks.callbacks.probe import check_loader, logits_of, outputs_of, probe_batches, undisturbed
@@ -23,15 +23,9 @@ from rank_callbacks.callbacks.rounds import Rounds, allowance
 from rank_callbacks.callbacks.schedule import Windows
 from rank_callbacks.callbacks.sharing import check_not_sharded, shared_singular_values
 from rank_callbacks.callbacks.unseen import why_unseen
-from rank_callbacks.callbacks.weight_decay import Decay, decay_of
-from rank_callbacks.functional import (
-    cluster_variation_ratio,
-    rank_collapse_certificates,
-    sgd_rank_bound,
-    spectrum_cost,
-    total_cluster_variation,
-)
-from rank_callbacks.functional.certificate import class_mean_alignments
+from rank_callbacks.callbacks.weight_decay import decay_of
+from rank_callbacks.callbacks.window_readings import has_certificates, norm_by_rows, readings_of_window
+from rank_callbacks.functional import spectrum_cost
 from rank_callbacks.functional.class_moments import check_classes
 from rank_callbacks.matrices.parameters import (
     WITHOUT_GRADIENT,
@@ -42,12 +36,9 @@ from rank_callbacks.matrices.parameters import (
 )
 from rank_callbacks.matrices.passes import no_passes
 from rank_callbacks.matrices.selection import by_reason, in_short
-from rank_callbacks.writers import Report, write_report
+from rank_callbacks.writers import Report
 
 __all__ = ["RankCollapseMonitor"]
-
-# 2 MiB in float64.
-_NUMBERS_AT_ONCE = 2**18
 
 
 class RankCollapseMonitor(Monitor):
@@ -296,7 +287,7 @@ class RankCollapseMonitor(Monitor):
         """The weights whose turn it is, and the paths of those whose gradients are to be added up."""
         weights = {weight.path: weight for weight in self._weights(pl_module)}
         optimizers = pl_module.trainer.optimizers
-        summed = {path for path, weight in weights.items() if _has_certificates(decay_of(weight.parameter, optimizers))}
+        summed = {path for path, weight in weights.items() if has_certificates(decay_of(weight.parameter, optimizers))}
         sizes = {path: bytes_held(weight, self.num_classes, path in summed) for path, weight in weights.items()}
         if self.cadence.is_auto and isinstance(self.data, str):
             self._rounds.room = allowance(pl_module)
@@ -320,11 +311,11 @@ class RankCollapseMonitor(Monitor):
         del local  # gradients go before spectra come
         while matrices:
             name = next(iter(matrices))
-            self._add(name, _readings(matrices.pop(name), samples, processes, decays[name], is_probe))
+            self._add(name, readings_of_window(matrices.pop(name), samples, processes, decays[name], is_probe))
         self._measure_ranks(weights_now, trainer)
         self._warn_of_nan(step_axis(trainer))
         if not is_probe:
-            self._norms.update({name: (matrix, _norm(matrix)) for name, matrix in weights_now.items()})
+            self._norms.update({name: (matrix, norm_by_rows(matrix)) for name, matrix in weights_now.items()})
 
     def _add(self, name: str, readings: Mapping[str, Tensor | float]) -> None:
         for measure, value in readings.items():
@@ -339,7 +330,7 @@ class RankCollapseMonitor(Monitor):
         self._values.setdefault("numerical_rank", {}).update(measured(spectra, ["numerical_rank"])["numerical_rank"])
 
     def _add_norm_ratios(self) -> None:
-        ratios = {name: (before / _norm(weight)).cpu() for name, (weight, before) in self._norms.items()}
+        ratios = {name: (before / norm_by_rows(weight)).cpu() for name, (weight, before) in self._norms.items()}
         self._values["norm_ratio"] = ratios
 
     def _warn_of_unseen(self, window: CollapseWindow, paths: Mapping[str, str], unseen: str) -> None:
@@ -359,7 +350,7 @@ class RankCollapseMonitor(Monitor):
         self._rounds.end(step)
         shown = shows_layers(self.scalars, layers, self.group, self._warned)
         scalars = self._rounds.tagged(self.group, self._values, shown, step)
-        write_report(trainer, Report(step, scalars | self.cadence.cost(self.group, step), {}))
+        self._write(trainer, Report(step, scalars, {}))
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule, window: CollapseWindow, loader: Iterable[Any]) -> None:
         parameters = [weight.parameter for weight in self._measurable]
@@ -377,43 +368,3 @@ class RankCollapseMonitor(Monitor):
             self._measure(trainer, window, self._measurable, trainer.optimizers)
         self._report(trainer, step_axis(trainer))
         self._close()
-
-
-def _has_certificates(decay: Decay | None) -> bool:
-    return decay is not None and decay.is_penalty and decay.weight_decay > 0
-
-
-def _norm(matrix: Tensor) -> Tensor:
-    """‖W‖_F in float64, a few rows at a time: a copy of all would take twice the memory of W."""
-    rows = max(1, _NUMBERS_AT_ONCE // max(1, matrix.shape[1]))
-    return torch.stack([torch.linalg.matrix_norm(part.double()) for part in matrix.split(rows)]).norm()
-
-
-def _readings(
-    matrix: WindowedMatrix, samples: int, processes: int, decay: Decay | None, is_probe: bool
-) -> dict[str, Tensor | float]:
-    """All that is read of one matrix but its spectrum."""
-    weight, gradient, inputs, deltas, steps = matrix
-    steps *= processes
-    alignment, bound = class_mean_alignments(weight, inputs, deltas, steps)
-    readings: dict[str, Tensor | float] = {
-        "tcv_input": total_cluster_variation(inputs),
-        "tcv_ratio_input": cluster_variation_ratio(inputs),
-        # As if the loss were a mean over the samples of the window.
-        "tcv_adjoint": total_cluster_variation(deltas) * (samples / steps) ** 2,
-        "alignment_bound": bound,
-    }
-    if not (alignment.isnan() and bound.isfinite()):  # W or M is 0
-        readings["class_mean_alignment"] = alignment
-    if decay is None:
-        return readings
-    readings["weight_decay"] = decay.weight_decay
-    if _has_certificates(decay) and gradient is not None:
-        bounds = rank_collapse_certificates(weight, gradient, inputs, deltas, decay.weight_decay, steps)
-        readings.update({f"certificate_{name}": getattr(bounds, name) for name in ("joint", "sharp", "loose")})
-        readings["stationarity_residual"] = bounds.stationarity_residual
-    if decay.is_sgd and decay.weight_decay * decay.learning_rate > 0 and not is_probe:
-        rows = float(inputs.counts.sum() / matrix.steps)
-        shape = (weight.shape[0], weight.shape[1])
-        readings["sgd_rank_bound"] = sgd_rank_bound(shape, rows, decay.learning_rate, decay.weight_decay)
-    return readings
