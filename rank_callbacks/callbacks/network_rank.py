@@ -179,18 +179,10 @@ class NetworkRankMonitor(FeatureMonitor[ClassifierInputs]):
                 self._probe_inputs = self._share_of_inputs(trainer, batch)
         super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *facts: Any, **more: Any) -> None:  # ruff: ignore[any-type]
         """Take what the batch left."""
         with self._left_out(trainer):
-            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+            super().on_validation_batch_end(trainer, *facts, **more)
 
     @contextmanager
     def _left_out(self, trainer: Trainer) -> Generator[None]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from rank_callbacks import FeatureRankMonitor, NetworkRankMonitor, NeuralCollapseMonitor, RankCollapseMonitor
 from rank_callbacks.callbacks import network_rank
+from tests.callbacks.test_neural_collapse_misuse import NO_CLASSIFIER
 from tests.models import CLASSES, MODELS, Classifier, Training, TwoOptimizers, mlp, two_layers, two_optimizers
 from tests.training import Recorder, assert_identical, fit, outcome
 
@@ -79,22 +80,10 @@ def test_deficit_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     fit(callable_model(mlp), NetworkRankMonitor(["jacobian_rank", *OF_CLASSES[:2]], num_classes=CLASSES))
 
 
-SIZES = r"Linear layers and their outputs: network\.0 \(5\), network\.2 \(3\)\."
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(
-            {"num_classes": 7},
-            f"a linear layer with num_classes=7 outputs, got none. {SIZES} Check num_classes=",
-            id="no classifier",
-        ),
-        pytest.param(
-            {"classifier": "head"},
-            f"classifier='head' to be a linear layer .*{SIZES} Choose classifier= from network.2",
-            id="no such classifier",
-        ),
+        *NO_CLASSIFIER,
         pytest.param({"layers": "decoder"}, r"'decoder' in layers.*Choose from network, network\.0, network\.1", id="layer"),
         pytest.param({"layers": lambda name: False}, "layers to accept the name", id="function"),
     ],

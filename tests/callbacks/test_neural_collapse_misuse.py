@@ -65,21 +65,24 @@ def test_refused_at_construction(arguments: dict[str, Any], message: str) -> Non
 
 
 SIZES = r"Linear layers and their outputs: network\.0 \(5\), network\.2 \(3\)\."
+NO_CLASSIFIER = [
+    pytest.param(
+        {"num_classes": 7},
+        f"a linear layer with num_classes=7 outputs, got none. {SIZES} Check num_classes=",
+        id="no classifier",
+    ),
+    pytest.param(
+        {"classifier": "head"},
+        f"classifier='head' to be a linear layer .*{SIZES} Choose classifier= from network.2",
+        id="no such classifier",
+    ),
+]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(
-            {"num_classes": 7},
-            f"a linear layer with num_classes=7 outputs, got none. {SIZES} Check num_classes=",
-            id="no classifier",
-        ),
-        pytest.param(
-            {"classifier": "head"},
-            f"classifier='head' to be a linear layer .*{SIZES} Choose classifier= from network.2",
-            id="no such classifier",
-        ),
+        *NO_CLASSIFIER,
         pytest.param({"classifier": "network.0"}, f"'network.0' to be a linear layer with num_classes=3 .*{SIZES}", id="size"),
         pytest.param({"classifier": "network.1"}, "'network.1' to be a linear layer with num_classes=3", id="not linear"),
         pytest.param({"layers": "decoder"}, r"'decoder' in layers.*Choose from network, network\.0, network\.1", id="layer"),
